@@ -1,0 +1,4 @@
+"""The policy core of SP-MoE: it decides which experts to move, when and where to; it never acts.
+
+Pure Python and numpy: no torch, no simpy, no threads, no clock.  `sim` and `engine` interpret its decisions.
+"""

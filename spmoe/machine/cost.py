@@ -1,0 +1,188 @@
+"""How long everything takes: an itemised model in whole nanoseconds, each item rounded up once.
+
+`CostModel.explain` shows the numbers with the figures they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Final, NamedTuple
+
+from spmoe.errors import InputError
+from spmoe.machine.bits import quarter_bits
+from spmoe.machine.geometry import DraftModel, Geometry
+from spmoe.machine.hardware import Hardware
+from spmoe.machine.roofline import Roofline
+from spmoe.machine.units import ceil_ns, format_ms
+
+# Experts' times are tabulated for fewer tokens than this: more than any window, so that only a prefill goes past it.
+_TABLE: Final = 256
+
+
+class CostItem(NamedTuple):
+    """One duration and the arithmetic behind it, in words and numbers."""
+
+    name: str
+    ns: int
+    formula: str
+
+
+class CostModel:
+    """The times of one model, at `bits` per weight, on one machine.
+
+    All methods return whole nanoseconds.  `tokens` are those computed together (a window, or a prompt), `context` the
+    positions whose keys and values are read.  The dense weights are spread evenly over the MoE layers: embeddings,
+    output head and dense layers count there too, and every key and value is read, as if no layer had a window.
+    `draft` is None for runs that draft nothing.
+    """
+
+    __slots__ = (
+        "_attention",
+        "_draft_layers",
+        "_draft_token",
+        "_expert",
+        "_expert_table",
+        "_host_table",
+        "_last_layer",
+        "_load_ns",
+        "_router",
+        "bits",
+        "draft",
+        "geometry",
+        "hardware",
+    )
+
+    def __init__(self, geometry: Geometry, hardware: Hardware, bits: float, draft: DraftModel | None) -> None:
+        self.geometry = geometry
+        self.hardware = hardware
+        self.bits = bits
+        self.draft = draft
+        gpu, layers, router = hardware.gpu, geometry.layers, geometry.router_params
+        self._attention = Roofline(
+            # The routers are part of the dense weights: taken out here, so that no weight is read twice.
+            max(0, geometry.dense_params - layers * router),
+            bits,
+            gpu.bandwidth,
+            gpu.flops,
+            parts=layers,
+            kv_bytes=geometry.kv_bytes_per_token,
+        )
+        self._router = Roofline(router, bits, gpu.bandwidth, gpu.flops)
+        self._expert = Roofline(geometry.expert_params, bits, gpu.bandwidth, gpu.flops)
+        self._expert_table = (0, *(self._expert.ns(n) + gpu.expert_overhead_ns for n in range(1, _TABLE)))
+        self._host_table = (0, *map(self._host_expert().ns, range(1, _TABLE))) if hardware.cpu else ()
+        self._load_ns = self.batch_ns(1, geometry.expert_bytes(bits))
+        self._last_layer = (-1, -1, 0)
+        token = self._draft_item(draft).ns if draft else 0
+        self._draft_token = token
+        self._draft_layers = tuple(token * (k + 1) // layers - token * k // layers for k in range(layers))
+
+    def attention_ns(self, tokens: int, context: int) -> int:
+        """One layer's dense weights (without its router) and the keys and values of `context` positions."""
+        return self._attention.ns(tokens, context)
+
+    def router_ns(self, tokens: int) -> int:
+        """One layer's router: hidden x experts weights."""
+        return self._router.ns(tokens)
+
+    def overhead_ns(self) -> int:
+        """One layer's fixed cost: launches and small kernels."""
+        return self.hardware.gpu.layer_overhead_ns
+
+    def layer_ns(self, tokens: int, context: int) -> int:
+        """One layer up to its experts: attention, router and overhead."""
+        # All layers of a step ask the same question one after the other.
+        last_tokens, last_context, ns = self._last_layer
+        if tokens != last_tokens or context != last_context:
+            ns = self.attention_ns(tokens, context) + self.router_ns(tokens) + self.overhead_ns()
+            self._last_layer = (tokens, context, ns)
+        return ns
+
+    def expert_ns(self, tokens: int) -> int:
+        """One expert on the GPU for the `tokens` routed to it; 0 without tokens."""
+        if 0 <= tokens < _TABLE:
+            return self._expert_table[tokens]
+        return self._expert.ns(tokens) + self.hardware.gpu.expert_overhead_ns
+
+    def host_expert_ns(self, tokens: int) -> int:
+        """One expert on the CPU, all cores, for the `tokens` routed to it; 0 without tokens.
+
+        Raises InputError where the hardware profile has no CPU.
+        """
+        if 0 <= tokens < len(self._host_table):
+            return self._host_table[tokens]
+        return self._host_expert().ns(tokens)
+
+    def load_ns(self) -> int:
+        """One expert moved to the GPU, alone."""
+        return self._load_ns
+
+    def transfer_ns(self, size: int) -> int:
+        """`size` bytes over the link, without latency."""
+        return ceil_ns(size, self.hardware.link.bandwidth)
+
+    def batch_ns(self, copies: int, size: int) -> int:
+        """One submission of `copies` >= 1 separate copies, `size` bytes in all."""
+        link = self.hardware.link
+        return link.latency_ns + (copies - 1) * link.copy_ns + ceil_ns(size, link.bandwidth)
+
+    def draft_token_ns(self) -> int:
+        """One draft token.  Raises InputError when there is no draft model."""
+        if self.draft is None:
+            raise InputError(f"model {self.geometry.name}: field draft: expected a draft model to draft with, got none")
+        return self._draft_token
+
+    def draft_layer_ns(self, layer: int) -> int:
+        """The share of a draft token that goes with the target's MoE layer `layer`; over all layers they add up to
+        `draft_token_ns` exactly.  Raises InputError when there is no draft model.
+        """
+        if self.draft is None:
+            return self.draft_token_ns()
+        return self._draft_layers[layer]
+
+    def explain(self, tokens: int, context: int, tokens_per_expert: Sequence[int]) -> tuple[CostItem, ...]:
+        """The items of one layer whose needed experts get these numbers of tokens, then one load and one draft token.
+
+        Items called "layer: ..." add up to the layer's time when all its experts are on the GPU.
+        """
+        gpu, link, size = self.hardware.gpu, self.hardware.link, self.geometry.expert_bytes(self.bits)
+        items = [
+            CostItem("layer: attention", self.attention_ns(tokens, context), self._attention.formula(tokens, context)),
+            CostItem("layer: router", self.router_ns(tokens), self._router.formula(tokens)),
+            CostItem("layer: overhead", self.overhead_ns(), "launches and small kernels, from the hardware profile"),
+        ]
+        for count in sorted({n for n in tokens_per_expert if n > 0}):
+            times = tokens_per_expert.count(count)
+            formula = f"each {self._expert.formula(count)}, + {format_ms(gpu.expert_overhead_ns)} overhead"
+            items.append(CostItem(f"layer: {times} x expert, tokens = {count}", times * self.expert_ns(count), formula))
+        moved = f"{format_ms(link.latency_ns)} latency + {size / 1e6:,.3f} MB at {link.bandwidth / 1e9:,.1f} GB/s"
+        items.append(CostItem("load of one expert", self.load_ns(), moved))
+        if self.draft:
+            items.append(self._draft_item(self.draft))
+        return tuple(items)
+
+    def _host_expert(self) -> Roofline:
+        cpu = self.hardware.cpu
+        if cpu is None:
+            raise InputError(f"hardware {self.hardware.name}: field cpu: expected a CPU to compute on, got null")
+        return Roofline(self.geometry.expert_params, self.bits, cpu.bandwidth, cpu.gflops * 10**9)
+
+    def _draft_item(self, draft: DraftModel) -> CostItem:
+        """The profile's draft time, carried over to `draft`.
+
+        The part that reading the stated draft's weights takes grows with the bytes this draft reads per token, the
+        rest (launches, small kernels) with its layers.
+        """
+        stated = self.hardware.draft
+        stated_bytes = Fraction(stated.params * quarter_bits(stated.bits), 32)
+        own_bytes = Fraction(draft.active_params * quarter_bits(draft.width(self.bits)), 32)
+        token = Fraction(stated.token_ns, 10**9)
+        reading = min(token, stated_bytes / self.hardware.gpu.bandwidth)
+        seconds = reading * own_bytes / stated_bytes + (token - reading) * Fraction(draft.layers, stated.layers)
+        formula = (
+            f"{draft.name}: {float(own_bytes) / 1e6:,.0f} MB in {draft.layers} layers, where "
+            f"{float(stated_bytes) / 1e6:,.0f} MB in {stated.layers} layers take {format_ms(stated.token_ns)}, "
+            f"{format_ms(int(reading * 10**9))} of it reading"
+        )
+        return CostItem("draft token", ceil_ns(seconds.numerator, seconds.denominator), formula)
