@@ -1,0 +1,96 @@
+"""What a scheduler is set up with: everything that decides its decisions besides the events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+from spmoe.errors import InputError
+from spmoe.machine.cost import CostModel
+from spmoe.policy.cutoff import Cutoff, analytical_cutoff
+from spmoe.policy.horizon import CutoffLayer
+from spmoe.policy.planner import Pace
+from spmoe.policy.prefetch import DraftGate
+from spmoe.policy.recipe import Recipe
+
+DEPTH = 2
+"""Batches submitted at a time: one on the link, one behind it so that the link never idles between two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Shape of the model, room on the GPU, and what the policy may reckon with.
+
+    `slots` counts all layers together; `gamma` is the number of drafted tokens for recipes that follow it; `cutoff` the
+    number of leading layers that SP-MoE prefetches for; `pace` how long things take when nothing stalls.
+    """
+
+    recipe: str
+    layers: int
+    experts: int
+    top_k: int
+    slots: int
+    gamma: int
+    cutoff: int
+    pace: Pace
+    depth: int = DEPTH
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "experts", "top_k", "slots", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.gamma < 0:
+            raise ValueError(f"gamma must not be negative, but is {self.gamma}")
+        if not 0 <= self.cutoff <= self.layers:
+            raise ValueError(f"cutoff must be within 0..{self.layers}, not {self.cutoff}")
+
+
+def configure(
+    recipe: Recipe, cost: CostModel, slots: int, gamma: int, context: int, cutoff: int | None = None
+) -> tuple[SchedulerConfig, Cutoff | None]:
+    """The configuration of a run, the same for every driver.
+
+    `context` is the longest context expected, in tokens; `cutoff` overrides the analytical cutoff layer, which is
+    returned too where the recipe has use for one.  Raises InputError for numbers out of range.
+    """
+    model = cost.geometry
+    window = recipe.speculation.gamma(gamma) + 1
+    # Expected distinct experts of a window, were every token to choose evenly; as a fraction, to be exact everywhere.
+    touched = model.experts * (1 - (1 - Fraction(model.top_k, model.experts)) ** window)
+    tokens = round(window * model.top_k / touched)
+    expert_bytes = model.expert_bytes(cost.bits)
+    pace = Pace(
+        load_bytes=expert_bytes,
+        latency_ns=cost.hardware.link.latency_ns,
+        transfer_ns=cost.transfer_ns(expert_bytes),
+        draft_ns=cost.draft_token_ns() if gamma else 0,
+        layer_ns=cost.layer_ns(window, context) + ceil(touched * cost.expert_ns(tokens)),
+    )
+    reason = None
+    if isinstance(recipe.horizon, CutoffLayer) and isinstance(recipe.predictor, DraftGate):
+        reason = analytical_cutoff(
+            model.layers,
+            model.experts,
+            recipe.predictor.top_n or model.top_k,
+            gamma,
+            min(slots, model.keys),
+            pace.load_ns,
+            pace.draft_ns,
+            pace.layer_ns,
+        )
+        if cutoff is None:
+            cutoff = reason.layers
+    if cutoff is not None and not 0 <= cutoff <= model.layers:
+        raise InputError(f"cutoff {cutoff}: expected a number of layers within 0..{model.layers}")
+    config = SchedulerConfig(
+        recipe=recipe.name,
+        layers=model.layers,
+        experts=model.experts,
+        top_k=model.top_k,
+        slots=slots,
+        gamma=gamma,
+        cutoff=cutoff or 0,
+        pace=pace,
+    )
+    return config, reason

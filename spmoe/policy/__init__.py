@@ -1,0 +1,1 @@
+"""Policies as recipes of frozen parts, and the registry that names them."""

@@ -1,0 +1,50 @@
+"""Who leaves when a load needs a slot and none is free."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+
+from spmoe.state.forecast import Forecast
+from spmoe.state.residency import VictimOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Lru:
+    """The least recently used expert of the pool leaves."""
+
+    def order(self, pool_of: Sequence[int], forecast: Forecast) -> VictimOrder:
+        """A fresh record of recency."""
+        return LruOrder(pool_of)
+
+
+class LruOrder:
+    """Recency per pool; a `VictimOrder`.
+
+    A layer's needs are touched in routing order when it is reached, residents first.  That gives the order in which
+    they compute, whatever order they arrive in, so recency does not depend on the link.
+    """
+
+    def __init__(self, pool_of: Sequence[int]) -> None:
+        self._pool_of = pool_of
+        self._recency: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(max(pool_of) + 1)]
+
+    def touch(self, keys: Iterable[int]) -> None:
+        """`keys` become the most recently used of their pools, the last one most."""
+        recency, pool_of = self._recency, self._pool_of
+        for key in keys:
+            order = recency[pool_of[key]]
+            order[key] = None
+            order.move_to_end(key)
+
+    def forget(self, key: int) -> None:
+        """`key` is no longer a candidate."""
+        self._recency[self._pool_of[key]].pop(key, None)
+
+    def victim(self, pool: int, evictable: Container[int], key: int, demand: bool) -> int | None:
+        """The least recently used evictable key; demand loads and prefetches displace alike."""
+        for oldest in self._recency[pool]:
+            if oldest in evictable:
+                return oldest
+        return None

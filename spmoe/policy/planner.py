@@ -1,0 +1,91 @@
+"""Batched I/O (SP-MoE, arXiv 2510.10302, its pipelined runtime): which loads travel together, and in which order.
+
+A submission costs a fixed latency, so small loads should share one.  But what is submitted cannot be stopped, so a
+large batch makes a demand load wait behind it and delays its own first expert.  Two budgets hold the balance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from spmoe.state.commands import Load, Purpose
+from spmoe.state.transfers import TransferQueue
+
+
+class Pace(NamedTuple):
+    """How long things take when nothing stalls: what the policy may reckon with.  Bytes, and integer nanoseconds."""
+
+    load_bytes: int
+    latency_ns: int
+    """Fixed cost of a submission."""
+    transfer_ns: int
+    """One expert over the link, without latency."""
+    draft_ns: int
+    """One drafted token."""
+    layer_ns: int
+    """One MoE layer of the verifier with a full window, all experts resident."""
+
+    @property
+    def load_ns(self) -> int:
+        """One expert alone in a submission."""
+        return self.latency_ns + self.transfer_ns
+
+
+@dataclass(frozen=True, slots=True)
+class OneByOne:
+    """Every load is a submission of its own."""
+
+    def loads_per_batch(self, pace: Pace) -> int:
+        """Always one."""
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """As many loads as fit both budgets, and at least one.
+
+    `max_ns` also bounds how long a demand load waits behind a prefetch that is already on the link.
+    """
+
+    max_bytes: int = 256 * 2**20
+    max_ns: int = 4_000_000
+
+    def __post_init__(self) -> None:
+        if self.max_bytes <= 0 or self.max_ns <= 0:
+            raise ValueError("both budgets of a batch must be positive")
+
+    def loads_per_batch(self, pace: Pace) -> int:
+        """The number of experts that one submission may carry."""
+        by_bytes = self.max_bytes // pace.load_bytes
+        by_time = (self.max_ns - pace.latency_ns) // pace.transfer_ns
+        return max(1, min(by_bytes, by_time))
+
+
+IOPlan = OneByOne | Batched
+
+
+class Planner:
+    """Forms the next batch from what is queued.
+
+    Demand first and never mixed with prefetches, for a passenger would delay it.  Within a purpose the loads with the
+    earliest deadlines go first; a batch lists its keys in the order of host memory, so that neighbours merge.
+    """
+
+    def __init__(self, io: IOPlan, pace: Pace) -> None:
+        self.loads_per_batch = io.loads_per_batch(pace)
+
+    def next_batch(self, queue: TransferQueue) -> tuple[Purpose, list[int]] | None:
+        """Purpose and keys of the next batch, or None where nothing is queued.  Takes nothing out of the queue."""
+        batch = queue.next(self.loads_per_batch)
+        if batch is not None:
+            batch[1].sort()
+        return batch
+
+
+def copies(loads: tuple[Load, ...]) -> int:
+    """How many copies a batch takes: a run that is contiguous on the host and on the GPU is one."""
+    if len(loads) == 1:
+        return 1
+    return 1 + sum(after.key != before.key + 1 or after.slot != before.slot + 1 for before, after in pairwise(loads))

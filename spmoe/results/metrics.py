@@ -1,0 +1,241 @@
+"""Metrics of a run, folded from the events and commands that pass the scheduler.
+
+Words are those of the design: *hit*, *late* and *miss* are counted per step, layer and distinct expert when its layer
+is reached; *loads* are those begun in decode, preloads included; *TPOT* is decode time, drafting included, per output
+token; *stall* is time in which the verifier only waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from spmoe.state.commands import Command, LayerPlan, Purpose, Submit
+from spmoe.state.events import (
+    BatchArrived,
+    Event,
+    LayerDone,
+    LayerReached,
+    PrefillBegun,
+    PrefillEnded,
+    RequestBegun,
+    StepBegun,
+    StepEnded,
+    TokenDrafted,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Totals of a run.  Times in ns.  Counts are over decode, except where a name says otherwise."""
+
+    events: int
+    requests: int
+    steps: int
+    tokens: int
+    decode_ns: int
+    compute_ns: int
+    """Verifier time without stalls."""
+    stall_ns: int
+    link_busy_ns: int
+    prefill_ns: int
+    """Request start to first token, summed over the requests with a prefill."""
+    prefills: int
+    hits: int
+    late: int
+    misses: int
+    loads: int
+    prefetched: int
+    prefetched_used: int
+    cold_needs: int
+    """Needs that were not resident at their step's start."""
+    cold_needs_prefetched: int
+    """Those of them whose prefetch had begun when their layer was reached."""
+
+    @property
+    def needs(self) -> int:
+        """Distinct experts, summed over steps and layers."""
+        return self.hits + self.late + self.misses
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """Decode time per output token; None where no token came out."""
+        return self.decode_ns / self.tokens / 1e6 if self.tokens else None
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Mean time to the first token; None where no request has a prefill."""
+        return self.prefill_ns / self.prefills / 1e6 if self.prefills else None
+
+    @property
+    def loads_per_token(self) -> float | None:
+        """Loads begun in decode per output token."""
+        return self.loads / self.tokens if self.tokens else None
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of needs that were resident."""
+        return self.hits / self.needs if self.needs else None
+
+    @property
+    def late_rate(self) -> float | None:
+        """Share of needs that were queued or in flight."""
+        return self.late / self.needs if self.needs else None
+
+    @property
+    def prefetch_precision(self) -> float | None:
+        """Prefetched loads used before eviction / prefetched loads; None where nothing was prefetched."""
+        return self.prefetched_used / self.prefetched if self.prefetched else None
+
+    @property
+    def prefetch_recall(self) -> float | None:
+        """Share of the needs cold at their step's start whose prefetch had begun in time; None where none was cold."""
+        return self.cold_needs_prefetched / self.cold_needs if self.cold_needs else None
+
+    @property
+    def stall_fraction(self) -> float | None:
+        """Share of decode time in which the verifier only waits."""
+        return self.stall_ns / self.decode_ns if self.decode_ns else None
+
+    @property
+    def link_utilisation(self) -> float | None:
+        """Share of decode time in which the link transfers."""
+        return self.link_busy_ns / self.decode_ns if self.decode_ns else None
+
+
+class MetricsFold:
+    """Watches a run; `result()` tells the totals so far."""
+
+    def __init__(self, experts: int) -> None:
+        """`experts` per layer."""
+        self._experts = experts
+        self._events = self._requests = self._steps = self._tokens = 0
+        self._decode_ns = self._verify_ns = self._stall_ns = self._link_ns = self._prefill_ns = self._prefills = 0
+        self._hits = self._late = self._misses = self._loads = 0
+        self._prefetched = self._prefetched_used = self._cold = self._cold_prefetched = 0
+        self._resident: set[int] = set()
+        self._at_step: frozenset[int] = frozenset()
+        self._batches: dict[int, Submit] = {}
+        self._wanted: set[int] = set()
+        """Prefetched, not evicted since."""
+        self._unused: set[int] = set()
+        """Of those, not needed since."""
+        self._in_prefill = False
+        self._mark = self._request_at = self._drafted_at = 0
+        self._watched: dict[type[Event], Callable[..., None]] = {
+            RequestBegun: self._request_begun,
+            PrefillBegun: self._prefill_begun,
+            PrefillEnded: self._prefill_ended,
+            StepBegun: self._step_begun,
+            TokenDrafted: self._token_drafted,
+            StepEnded: self._step_ended,
+            LayerReached: self._layer_reached,
+            LayerDone: self._layer_done,
+            BatchArrived: self._batch_arrived,
+        }
+
+    def observe(self, event: Event, commands: tuple[Command, ...]) -> None:
+        """Take in an event and what the scheduler answered."""
+        self._events += 1
+        watch = self._watched.get(type(event))
+        if watch is not None:
+            watch(event, commands)
+        for command in commands:
+            if type(command) is Submit:
+                self._submitted(command)
+
+    def result(self) -> Metrics:
+        """The totals so far."""
+        return Metrics(
+            events=self._events,
+            requests=self._requests,
+            steps=self._steps,
+            tokens=self._tokens,
+            decode_ns=self._decode_ns,
+            compute_ns=self._verify_ns - self._stall_ns,
+            stall_ns=self._stall_ns,
+            link_busy_ns=self._link_ns,
+            prefill_ns=self._prefill_ns,
+            prefills=self._prefills,
+            hits=self._hits,
+            late=self._late,
+            misses=self._misses,
+            loads=self._loads,
+            prefetched=self._prefetched,
+            prefetched_used=self._prefetched_used,
+            cold_needs=self._cold,
+            cold_needs_prefetched=self._cold_prefetched,
+        )
+
+    def _request_begun(self, event: RequestBegun, commands: tuple[Command, ...]) -> None:
+        self._requests += 1
+        self._mark = self._request_at = event.time
+
+    def _prefill_begun(self, event: PrefillBegun, commands: tuple[Command, ...]) -> None:
+        self._in_prefill = True
+
+    def _prefill_ended(self, event: PrefillEnded, commands: tuple[Command, ...]) -> None:
+        self._in_prefill = False
+        self._mark = event.time
+        self._prefills += 1
+        self._prefill_ns += event.time - self._request_at
+
+    def _step_begun(self, event: StepBegun, commands: tuple[Command, ...]) -> None:
+        self._at_step = frozenset(self._resident)
+        self._drafted_at = event.time
+
+    def _token_drafted(self, event: TokenDrafted, commands: tuple[Command, ...]) -> None:
+        self._drafted_at = event.time
+
+    def _step_ended(self, event: StepEnded, commands: tuple[Command, ...]) -> None:
+        self._steps += 1
+        self._tokens += event.accepted + 1
+        self._decode_ns += event.time - self._mark
+        self._verify_ns += event.time - self._drafted_at
+        self._mark = event.time
+
+    def _layer_reached(self, event: LayerReached, commands: tuple[Command, ...]) -> None:
+        plan = commands[-1]
+        assert isinstance(plan, LayerPlan)
+        first = event.layer * self._experts
+        if self._unused:
+            used = self._unused.intersection([first + expert for expert in event.experts])
+            self._unused -= used
+            self._prefetched_used += len(used)
+        if self._in_prefill:
+            return
+        self._hits += len(plan.hits)
+        self._late += len(plan.late)
+        self._misses += len(plan.misses)
+        at_step, wanted = self._at_step, self._wanted
+        for expert in event.experts:
+            key = first + expert
+            if key not in at_step:
+                self._cold += 1
+                self._cold_prefetched += key in wanted
+
+    def _layer_done(self, event: LayerDone, commands: tuple[Command, ...]) -> None:
+        if event.waits and not self._in_prefill:
+            self._stall_ns += sum([end - start for start, end in event.waits])
+
+    def _batch_arrived(self, event: BatchArrived, commands: tuple[Command, ...]) -> None:
+        self._resident.update(load.key for load in self._batches.pop(event.batch).loads)
+        if not self._in_prefill:
+            # What crossed the link before decode began does not use decode time.
+            self._link_ns += max(0, event.time - max(event.started, self._mark))
+
+    def _submitted(self, submit: Submit) -> None:
+        if submit.attempt > 1:
+            return
+        self._batches[submit.batch] = submit
+        if not self._in_prefill or submit.purpose is Purpose.PRELOAD:
+            self._loads += len(submit.loads)
+        for load in submit.loads:
+            if load.evicted is not None:
+                self._resident.discard(load.evicted)
+                self._wanted.discard(load.evicted)
+                self._unused.discard(load.evicted)
+            if submit.purpose is not Purpose.DEMAND:
+                self._wanted.add(load.key)
+                self._unused.add(load.key)
+                self._prefetched += 1

@@ -1,0 +1,318 @@
+"""The scheduler: events in, commands out.
+
+A deterministic state machine.  It knows no clock, no device and no randomness: the same events give the same commands,
+which is what makes a run in the simulator and a run on a GPU comparable, and a log of either repeatable.  The order of
+events is tabled in ``docs/contract.md``; any other order raises `IllegalEvent`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import NoReturn
+
+from spmoe.config import SchedulerConfig
+from spmoe.policy.clairvoyant import Future
+from spmoe.policy.planner import Planner
+from spmoe.policy.prefetch import Scope
+from spmoe.policy.registry import recipe as find_recipe
+from spmoe.state.commands import Command, LayerPlan, Load, Purpose, Speculate, Submit
+from spmoe.state.events import (
+    BatchArrived,
+    BatchFailed,
+    Computed,
+    DraftPredicted,
+    Event,
+    GatePredicted,
+    LayerDone,
+    LayerReached,
+    PrefillBegun,
+    PrefillEnded,
+    RequestBegun,
+    StepBegun,
+    StepEnded,
+    TokenDrafted,
+)
+from spmoe.state.forecast import Wish
+from spmoe.state.residency import Residency
+from spmoe.state.transfers import TransferQueue
+
+
+class IllegalEvent(RuntimeError):
+    """An event came in an order that ``docs/contract.md`` does not allow: the driver is wrong."""
+
+
+class TransferFailed(RuntimeError):
+    """A batch failed twice."""
+
+
+class Phase(Enum):
+    """Where a driver stands between two events."""
+
+    IDLE = "before the first request"
+    READY = "between steps"
+    DRAFTING = "drafting"
+    PREFILL = "reading the prompt, between layers"
+    VERIFY = "verifying, between layers"
+    LAYER = "inside a layer"
+
+
+class Scheduler:
+    """Decides what to load, when, into which slot, and what to compute next; never acts.
+
+    It dispatches to four parts: `Residency` (who is where), `TransferQueue` (what waits and what is on the link),
+    `Planner` (what travels together) and `Forecast` (what will be needed).
+    """
+
+    def __init__(self, config: SchedulerConfig, future: Future | None = None) -> None:
+        """`future` is for recipes that need it.
+
+        Raises:
+            InputError: the recipe is unknown, or the slots do not suffice for its placement.
+        """
+        recipe = find_recipe(config.recipe)
+        self.config = config
+        self.recipe = recipe
+        shape = (config.layers, config.experts)
+        scope = Scope(*shape, config.top_k, config.cutoff, recipe.horizon, config.pace)
+        pool_of = recipe.placement.pool_of(*shape)
+        self.forecast = recipe.predictor.forecast(scope, future)
+        self.residency = Residency(
+            recipe.placement.pools(*shape, config.slots), pool_of, recipe.eviction.order(pool_of, self.forecast)
+        )
+        self.queue = TransferQueue(config.depth)
+        self.planner = Planner(recipe.io, config.pace)
+        self._gamma_limit = recipe.speculation.gamma(config.gamma)
+        self._time = 0
+        self._phase = Phase.IDLE
+        self._between_layers = Phase.VERIFY
+        self._may_prefill = False
+        self._gamma = 0
+        self._drafted = self._predicted = 0
+        self._next_layer = 0
+        self._batches = 0
+        self._handlers: dict[type[Event], Callable[..., Command | None]] = {
+            RequestBegun: self._request_begun,
+            PrefillBegun: self._prefill_begun,
+            PrefillEnded: self._prefill_ended,
+            StepBegun: self._step_begun,
+            DraftPredicted: self._draft_predicted,
+            TokenDrafted: self._token_drafted,
+            LayerReached: self._layer_reached,
+            GatePredicted: self._gate_predicted,
+            Computed: self._computed,
+            LayerDone: self._layer_done,
+            BatchArrived: self._batch_arrived,
+            BatchFailed: self._batch_failed,
+            StepEnded: self._step_ended,
+        }
+
+    def handle(self, event: Event) -> tuple[Command, ...]:
+        """Take in one event; returns what to do now: any number of `Submit`, then at most one reply.
+
+        Raises:
+            IllegalEvent: the event does not belong here, or time ran backwards.
+            TransferFailed: a batch failed for the second time.
+        """
+        if event.time < self._time:
+            raise IllegalEvent(f"time ran backwards from {self._time} ns: {event}")
+        reply = self._handlers[type(event)](event)
+        self._time = event.time
+        queue = self.queue
+        if self.forecast.looks_ahead:
+            self._wish(self.forecast.top_up(len(queue)), Purpose.PREFETCH)
+        if (queue.demands or queue.prefetches) and len(queue.submitted) < queue.depth:
+            commands: list[Command] = self._submissions()
+            if reply is not None:
+                commands.append(reply)
+            return tuple(commands)
+        return () if reply is None else (reply,)
+
+    # Requests and steps
+
+    def _request_begun(self, event: RequestBegun) -> None:
+        if self._phase not in (Phase.IDLE, Phase.READY):
+            self._refuse(event)
+        self._phase = Phase.READY
+        self._may_prefill = True
+        initial = self.recipe.placement.initial(event.popular, self.config.slots)
+        self.residency.fix(initial if "popularity" in self.recipe.needs else ())
+        self._wish([Wish(key, event.time, 0) for key in sorted(initial)], Purpose.PRELOAD)
+        self._wish(self.forecast.request_begun(event), Purpose.PREFETCH)
+
+    def _prefill_begun(self, event: PrefillBegun) -> None:
+        if not (self._phase is Phase.READY and self._may_prefill and event.tokens > 0):
+            self._refuse(event)
+        self._may_prefill = False
+        self._enter_layers(Phase.PREFILL)
+        self._wish(self.forecast.prefill_begun(event), Purpose.PREFETCH)
+
+    def _prefill_ended(self, event: PrefillEnded) -> None:
+        if not (self._phase is Phase.PREFILL and self._next_layer == self.config.layers):
+            self._refuse(event)
+        self._phase = Phase.READY
+
+    def _step_begun(self, event: StepBegun) -> Speculate:
+        if not (self._phase is Phase.READY and event.limit >= 0):
+            self._refuse(event)
+        self._may_prefill = False
+        self._phase = Phase.DRAFTING
+        self._gamma = min(self._gamma_limit, event.limit)
+        self._drafted = self._predicted = 0
+        self.forecast.step_begun(event, self._gamma)
+        return Speculate(self._gamma, self.forecast.predicted_layers, self.forecast.predicted_group)
+
+    def _draft_predicted(self, event: DraftPredicted) -> None:
+        if not (
+            self._phase is Phase.DRAFTING
+            and event.token == self._drafted < self._gamma
+            and event.layer == self._predicted < self.forecast.predicted_layers
+        ):
+            self._refuse(event)
+        self._predicted += len(event.forecasts)
+        self._wish(self.forecast.draft_predicted(event), Purpose.PREFETCH)
+
+    def _token_drafted(self, event: TokenDrafted) -> None:
+        if not (
+            self._phase is Phase.DRAFTING
+            and event.token == self._drafted < self._gamma
+            and self._predicted == self.forecast.predicted_layers
+        ):
+            self._refuse(event)
+        self._drafted += 1
+        self._predicted = 0
+
+    def _step_ended(self, event: StepEnded) -> None:
+        if not (
+            self._phase is Phase.VERIFY
+            and self._next_layer == self.config.layers
+            and 0 <= event.accepted <= self._gamma
+        ):
+            self._refuse(event)
+        self._phase = Phase.READY
+
+    # Layers
+
+    def _enter_layers(self, phase: Phase) -> None:
+        self._phase = self._between_layers = phase
+        self._next_layer = 0
+
+    def _layer_reached(self, event: LayerReached) -> LayerPlan:
+        if self._phase is Phase.DRAFTING and self._drafted == self._gamma:
+            self._enter_layers(Phase.VERIFY)
+        if not (self._phase in (Phase.PREFILL, Phase.VERIFY) and event.layer == self._next_layer):
+            self._refuse(event)
+        self._next_layer += 1
+        residency, queue = self.residency, self.queue
+        pinned, resident, in_flight = residency.pinned, residency.resident, residency.in_flight
+        first = event.layer * self.config.experts
+        hits, late, misses = [], [], []
+        present, absent = [], []
+        for expert in event.experts:
+            key = first + expert
+            pinned[key] = None
+            if key in resident:
+                hits.append(expert)
+                present.append(key)
+            else:
+                absent.append(key)
+                if key in in_flight or key in queue:
+                    late.append(expert)
+                else:
+                    misses.append(expert)
+        residency.touch(present + absent)
+        for key in absent:
+            if key not in in_flight:
+                queue.demand(key)
+        if self.forecast.layer_reached(event):
+            queue.drop(first, first + self.config.experts)
+        self._phase = Phase.LAYER
+        waves = bool(absent) and not residency.holds(present + absent)
+        return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), waves)
+
+    def _gate_predicted(self, event: GatePredicted) -> None:
+        if not (self._phase is Phase.LAYER and event.layer == self._next_layer):
+            self._refuse(event)
+        self._wish(self.forecast.gate_predicted(event), Purpose.PREFETCH)
+
+    def _computed(self, event: Computed) -> None:
+        first = event.layer * self.config.experts
+        resident, pinned = self.residency.resident, self.residency.pinned
+        keys = [first + expert for expert in event.experts]
+        if not (
+            self._phase is Phase.LAYER
+            and event.layer == self._next_layer - 1
+            and all(key in pinned and key in resident for key in keys)
+        ):
+            self._refuse(event)
+        for key in keys:
+            del pinned[key]
+
+    def _layer_done(self, event: LayerDone) -> None:
+        residency = self.residency
+        if not (
+            self._phase is Phase.LAYER
+            and event.layer == self._next_layer - 1
+            and residency.pinned.keys() <= residency.resident.keys()
+        ):
+            self._refuse(event)
+        residency.pinned.clear()
+        self._phase = self._between_layers
+        self.forecast.layer_done(event)
+
+    # Transfers
+
+    def _wish(self, wishes: Iterable[Wish], purpose: Purpose) -> None:
+        residency, queue = self.residency, self.queue
+        for wish in wishes:
+            if wish.key in residency.resident:
+                if self.forecast.protects:
+                    residency.touch((wish.key,))
+            elif wish.key not in residency.in_flight:
+                queue.prefetch(wish.key, wish.deadline, wish.weight, purpose)
+
+    def _submissions(self) -> list[Command]:
+        """Batches for the link, as long as it has room, something is queued and a slot can be had."""
+        queue, claim = self.queue, self.residency.claim
+        submits: list[Command] = []
+        while len(queue.submitted) < queue.depth:
+            batch = self.planner.next_batch(queue)
+            if batch is None:
+                break
+            purpose, keys = batch
+            loads: list[Load] = []
+            for key in keys:
+                claimed = claim(key, purpose is Purpose.DEMAND)
+                if claimed is None:
+                    break
+                queue.take(key)
+                loads.append(Load(key, claimed.slot, claimed.evicted))
+            if not loads:
+                break
+            submit = Submit(self._batches, purpose, tuple(loads))
+            self._batches += 1
+            queue.submitted[submit.batch] = submit
+            submits.append(submit)
+        return submits
+
+    def _batch_arrived(self, event: BatchArrived) -> None:
+        if not (event.batch in self.queue.submitted and event.started <= event.time):
+            self._refuse(event)
+        for load in self.queue.submitted.pop(event.batch).loads:
+            self.residency.arrive(load.key)
+
+    def _batch_failed(self, event: BatchFailed) -> Submit:
+        if event.batch not in self.queue.submitted:
+            self._refuse(event)
+        failed = self.queue.submitted[event.batch]
+        if failed.attempt > 1:
+            raise TransferFailed(f"batch {event.batch} failed twice; its loads: {failed.loads}")
+        again = failed._replace(attempt=failed.attempt + 1)
+        self.queue.submitted[event.batch] = again
+        return again
+
+    def _refuse(self, event: Event) -> NoReturn:
+        raise IllegalEvent(
+            f"not allowed {self._phase.value} (next layer {self._next_layer}, {self._drafted} of {self._gamma} tokens "
+            f"drafted): {event}"
+        )

@@ -1,0 +1,62 @@
+"""Commands: what the scheduler tells a driver.  Immutable; the driver carries them out in the order given."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Purpose(StrEnum):
+    """Why a batch moves: something waits for it, it was forecast, or it belongs to the first contents of the cache."""
+
+    DEMAND = "demand"
+    PREFETCH = "prefetch"
+    PRELOAD = "preload"
+
+
+class Load(NamedTuple):
+    """One expert to copy from host memory into `slot`; `evicted` is the key whose weights it overwrites, or None."""
+
+    key: int
+    slot: int
+    evicted: int | None
+
+
+class Submit(NamedTuple):
+    """Copy these loads, in this order, as one submission to the link.
+
+    `attempt` is 2 when a failed batch is retried.
+    """
+
+    batch: int
+    purpose: Purpose
+    loads: tuple[Load, ...]
+    attempt: int = 1
+
+
+class Speculate(NamedTuple):
+    """Draft `gamma` tokens; on each, report forecasts for the first `layers` MoE layers, `group` layers at a time."""
+
+    gamma: int
+    layers: int
+    group: int
+
+
+class LayerPlan(NamedTuple):
+    """How a layer is served: compute `hits` now, `late` (queued or in flight) and `misses` as they arrive.
+
+    Experts are in routing order.  With `waves` the slots do not suffice for all of them at once: what has computed has
+    to be reported (`Computed`), so that it can make room.
+    """
+
+    layer: int
+    hits: tuple[int, ...]
+    late: tuple[int, ...]
+    misses: tuple[int, ...]
+    waves: bool
+
+
+Reply = Speculate | LayerPlan
+"""Commands to the step program; an event is answered by at most one of them."""
+
+Command = Submit | Reply

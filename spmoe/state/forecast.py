@@ -1,0 +1,76 @@
+"""What is learned or predicted about needs to come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from spmoe.state.events import (
+    DraftPredicted,
+    GatePredicted,
+    LayerDone,
+    LayerReached,
+    PrefillBegun,
+    RequestBegun,
+    StepBegun,
+)
+
+
+class Wish(NamedTuple):
+    """A key that will be needed by `deadline` (ns, or any other order of time), with a weight from the forecasts."""
+
+    key: int
+    deadline: int
+    weight: int
+
+
+NOTHING: tuple[Wish, ...] = ()
+
+
+class Forecast:
+    """Observes events and wishes for experts; this base knows nothing and wishes for none.
+
+    A wish is an opinion: the scheduler leaves out what is resident or on its way, and queues the rest.
+    """
+
+    protects = False
+    """Whether a wish for a resident counts as a use of it."""
+
+    looks_ahead = False
+    """Whether `top_up` ever has a wish."""
+
+    predicted_layers = 0
+    """For how many leading layers the draft should report forecasts."""
+
+    predicted_group = 1
+    """How many layers make a report."""
+
+    def request_begun(self, event: RequestBegun) -> Iterable[Wish]:
+        """A request starts: what should be there before its first layer."""
+        return NOTHING
+
+    def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
+        """A prompt is about to be read."""
+        return NOTHING
+
+    def step_begun(self, event: StepBegun, gamma: int) -> None:
+        """A step of `gamma` drafted tokens starts."""
+
+    def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
+        """The draft says what its token will need in a layer."""
+        return NOTHING
+
+    def gate_predicted(self, event: GatePredicted) -> Iterable[Wish]:
+        """The target's own state says what the next layer will need."""
+        return NOTHING
+
+    def layer_reached(self, event: LayerReached) -> bool:
+        """The truth about a layer; True if queued prefetches for it that are not needed are now useless."""
+        return False
+
+    def layer_done(self, event: LayerDone) -> None:
+        """The current layer has computed."""
+
+    def top_up(self, queued: int) -> Iterable[Wish]:
+        """More wishes, for those who know far ahead; asked after each event, with `queued` loads in the queue."""
+        return NOTHING

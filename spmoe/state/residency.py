@@ -1,0 +1,114 @@
+"""The slot table: which expert is in which slot, and who has to leave."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+
+class VictimOrder(Protocol):
+    """Decides who leaves a pool.  Keeps its own record of the keys that may be asked for."""
+
+    def touch(self, keys: Iterable[int]) -> None:
+        """`keys` are needed now, in this order, or come in now."""
+
+    def forget(self, key: int) -> None:
+        """`key` left the GPU, or may no longer be chosen."""
+
+    def victim(self, pool: int, evictable: Container[int], key: int, demand: bool) -> int | None:
+        """Who leaves `pool` for a demand load or a prefetch of `key`; None where nobody should."""
+
+
+class Pool(NamedTuple):
+    """A range of slots that one group of experts shares."""
+
+    first: int
+    slots: int
+
+
+class Claim(NamedTuple):
+    """A slot taken for a load, and the key that had to leave it."""
+
+    slot: int
+    evicted: int | None
+
+
+class Residency:
+    """Slots, the experts in them and the experts on their way into them.
+
+    A key is *absent*, *in flight* (owns a slot, weights not there yet) or *resident*.  Keys that the current layer
+    still needs are pinned: neither they nor what is in flight is ever evicted.
+    """
+
+    def __init__(self, pools: Sequence[Pool], pool_of: Sequence[int], order: VictimOrder) -> None:
+        """`pool_of[key]` is the index of the pool whose slots `key` may use."""
+        self.order = order
+        self.resident: dict[int, int] = {}
+        self.in_flight: dict[int, int] = {}
+        self.pinned: dict[int, None] = {}
+        self.fixed: frozenset[int] = frozenset()
+        self._pool_of = pool_of
+        self._pools = tuple(pools)
+        # Reversed, so that pop() hands out the lowest slot first: then neighbours in host memory stay neighbours.
+        self._free = [list(range(pool.first + pool.slots - 1, pool.first - 1, -1)) for pool in pools]
+        self._evictable = _Evictable(self)
+
+    def fix(self, keys: Iterable[int]) -> None:
+        """From now on exactly `keys` never leave once they are there; others may."""
+        fixed = frozenset(keys)
+        loose = sorted(self.fixed - fixed)
+        self.order.touch([key for key in loose if key in self.resident or key in self.in_flight])
+        for key in sorted(fixed - self.fixed):
+            self.order.forget(key)
+        self.fixed = fixed
+        self._evictable = _Evictable(self)
+
+    def touch(self, keys: Iterable[int]) -> None:
+        """Record uses, in this order, of keys that are resident or about to come."""
+        if self.fixed:
+            keys = [key for key in keys if key not in self.fixed]
+        self.order.touch(keys)
+
+    def holds(self, keys: Sequence[int]) -> bool:
+        """Whether all `keys`, of one layer, can be there at the same time."""
+        if not keys:
+            return True
+        slots = self._pools[self._pool_of[keys[0]]].slots
+        if not self.fixed:
+            return len(keys) <= slots
+        return sum(key not in self.fixed for key in keys) <= slots - len(self.fixed)
+
+    def claim(self, key: int, demand: bool) -> Claim | None:
+        """Take a slot for `key`, which goes in flight; None where no slot is free and nobody may leave."""
+        pool = self._pool_of[key]
+        evicted: int | None = None
+        if self._free[pool]:
+            slot = self._free[pool].pop()
+        else:
+            evicted = self.order.victim(pool, self._evictable, key, demand)
+            if evicted is None:
+                return None
+            slot = self.resident.pop(evicted)
+            self.order.forget(evicted)
+        self.in_flight[key] = slot
+        if not demand:  # A demanded key was touched when its layer was reached, in routing order.
+            self.touch((key,))
+        return Claim(slot, evicted)
+
+    def arrive(self, key: int) -> None:
+        """The weights of `key` are in their slot."""
+        self.resident[key] = self.in_flight.pop(key)
+
+
+class _Evictable:
+    """The set of residents that are neither pinned nor fixed, as a view: no copy per decision."""
+
+    __slots__ = ("_fixed", "_pinned", "_resident")
+
+    def __init__(self, residency: Residency) -> None:
+        self._resident = residency.resident
+        self._pinned = residency.pinned
+        self._fixed = residency.fixed
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._resident and key not in self._pinned and key not in self._fixed

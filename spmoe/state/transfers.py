@@ -1,0 +1,97 @@
+"""Loads that wait for the link, and batches that are on it."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush, nsmallest
+from itertools import islice
+from typing import NamedTuple
+
+from spmoe.state.commands import Purpose, Submit
+
+
+class Prefetch(NamedTuple):
+    """A queued load that nothing waits for yet.  Sorts by deadline, then the heavier forecast, then the key."""
+
+    deadline: int
+    minus_weight: int
+    key: int
+    purpose: Purpose
+
+
+class TransferQueue:
+    """Demand loads in the order asked for, then prefetches by deadline; at most `depth` batches submitted at a time.
+
+    What is queued can be dropped or overtaken.  What is submitted is never torn.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.submitted: dict[int, Submit] = {}
+        """Batches on the link, by number."""
+        self.demands: dict[int, None] = {}
+        """Keys that the verifier waits for, in the order asked for."""
+        self.prefetches: dict[int, Prefetch] = {}
+        """Other queued keys."""
+        self._heap: list[Prefetch] = []
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.demands or key in self.prefetches
+
+    def __len__(self) -> int:
+        return len(self.demands) + len(self.prefetches)
+
+    def demand(self, key: int) -> None:
+        """Queue a load that the verifier waits for; a queued prefetch of the same key becomes it."""
+        self.prefetches.pop(key, None)
+        self.demands[key] = None
+
+    def prefetch(self, key: int, deadline: int, weight: int, purpose: Purpose = Purpose.PREFETCH) -> None:
+        """Queue a load wanted by `deadline` (ns); asked for again, weights add up and the earlier deadline holds."""
+        if key in self.demands:
+            return
+        known = self.prefetches.get(key)
+        if known is not None:
+            entry = Prefetch(min(deadline, known.deadline), known.minus_weight - weight, key, known.purpose)
+        else:
+            entry = Prefetch(deadline, -weight, key, purpose)
+        self.prefetches[key] = entry
+        heappush(self._heap, entry)
+        # Entries that were replaced, dropped or taken stay in the heap until they surface; do not let them pile up.
+        if len(self._heap) > 64 + 4 * len(self.prefetches):
+            self._heap = list(self.prefetches.values())
+            heapify(self._heap)
+
+    def drop(self, first_key: int, end_key: int) -> None:
+        """Forget the prefetches of keys in [first_key, end_key): their layer was reached without needing them."""
+        for key in [key for key in self.prefetches if first_key <= key < end_key]:
+            del self.prefetches[key]
+
+    def next(self, count: int) -> tuple[Purpose, list[int]] | None:
+        """What should travel next: a purpose, and up to `count` keys in order; None where nothing is queued.
+
+        Demand overtakes everything.
+        """
+        if self.demands:
+            return Purpose.DEMAND, list(islice(self.demands, count))
+        head = self._head()
+        if head is None:
+            return None
+        if count == 1:
+            return head.purpose, [head.key]
+        ordered = nsmallest(count, (entry for entry in self.prefetches.values() if entry.purpose is head.purpose))
+        return head.purpose, [entry.key for entry in ordered]
+
+    def take(self, key: int) -> None:
+        """Remove a queued key that is being submitted."""
+        if key in self.demands:
+            del self.demands[key]
+        else:
+            del self.prefetches[key]
+
+    def _head(self) -> Prefetch | None:
+        while self._heap:
+            head = self._heap[0]
+            if self.prefetches.get(head.key) is head:
+                return head
+            heappop(self._heap)
+        return None

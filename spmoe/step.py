@@ -1,0 +1,142 @@
+"""The step program: what happens in a draft-then-verify round, written once for all drivers.
+
+A program is a generator.  It yields *effects* (draft this, compute that, wait), is resumed with an `Outcome` (the time
+at which the effect was over, and what came of it) and tells the scheduler through `dispatch` what happened.  The
+simulator turns effects into SimPy time-outs, the engine into kernels and copies; neither has a loop of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+from spmoe.state.commands import LayerPlan, Reply, Speculate
+from spmoe.state.events import (
+    Computed,
+    DraftPredicted,
+    Event,
+    Forecast,
+    GatePredicted,
+    LayerDone,
+    LayerReached,
+    PrefillBegun,
+    PrefillEnded,
+    StepBegun,
+    StepEnded,
+    TokenDrafted,
+)
+
+Dispatch = Callable[[Event], Reply | None]
+"""Hands an event to the scheduler, lets the link have the submissions, and returns the reply to the program."""
+
+
+class DraftLayers(NamedTuple):
+    """Run the draft through layers `first` to `end` (exclusive) on its token `token`.  Outcome: their forecasts."""
+
+    token: int
+    first: int
+    end: int
+
+
+class DraftToken(NamedTuple):
+    """Run the draft from `first_layer` to its end.  Outcome: the probability of the proposed token (/65536) or None."""
+
+    token: int
+    first_layer: int
+
+
+class Attention(NamedTuple):
+    """Run the verifier's attention and router of `layer` on the window.  Outcome: `Routed`."""
+
+    layer: int
+
+
+Routed = tuple[tuple[int, ...], tuple[int, ...], tuple[Forecast, ...] | None]
+"""What a router said: distinct experts in routing order, tokens per expert, forecasts for the next layer or None."""
+
+
+class Compute(NamedTuple):
+    """Compute these experts of `layer`, all of them resident.  No outcome."""
+
+    layer: int
+    experts: tuple[int, ...]
+
+
+class Landing(NamedTuple):
+    """Wait until experts of `layer` have landed in their slots since the router spoke or since this was last asked.
+
+    Outcome: which, in the order of arrival.  Takes no time where there are some already.
+    """
+
+    layer: int
+
+
+class Accept(NamedTuple):
+    """Compare the drafted tokens with the target's.  Outcome: how many leading ones stand."""
+
+
+Effect = DraftLayers | DraftToken | Attention | Compute | Landing | Accept
+
+Outcome = tuple[int, Any]
+"""When an effect was over (ns), and what came of it."""
+
+Program = Generator[Effect, Outcome, int]
+"""Returns the time at its end."""
+
+
+def step(dispatch: Dispatch, time: int, limit: int, layers: int) -> Program:
+    """One round: draft token by token, verify layer by layer, accept.
+
+    `limit` is the most tokens that may be drafted, `layers` the number of MoE layers.
+    """
+    speculate = dispatch(StepBegun(time, limit))
+    assert isinstance(speculate, Speculate)
+    for token in range(speculate.gamma):
+        for first in range(0, speculate.layers, speculate.group):
+            end = min(first + speculate.group, speculate.layers)
+            time, forecasts = yield DraftLayers(token, first, end)
+            dispatch(DraftPredicted(time, token, first, forecasts))
+        time, prob = yield DraftToken(token, speculate.layers)
+        dispatch(TokenDrafted(time, token, prob))
+    time = yield from _layers(dispatch, time, layers)
+    time, accepted = yield Accept()
+    dispatch(StepEnded(time, accepted))
+    return time
+
+
+def prefill(
+    dispatch: Dispatch, time: int, tokens: int, layers: int, touched: tuple[tuple[int, ...], ...] = ()
+) -> Program:
+    """Read a prompt of `tokens` tokens; `touched` only for recipes that know the future (see `PrefillBegun`)."""
+    dispatch(PrefillBegun(time, tokens, touched))
+    time = yield from _layers(dispatch, time, layers)
+    dispatch(PrefillEnded(time))
+    return time
+
+
+def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
+    """All layers of one forward pass: attention, router, residents, then the missing experts in order of arrival."""
+    for layer in range(layers):
+        time, (experts, tokens, next_gate) = yield Attention(layer)
+        plan = dispatch(LayerReached(time, layer, experts, tokens))
+        assert isinstance(plan, LayerPlan)
+        if next_gate is not None:
+            dispatch(GatePredicted(time, layer + 1, next_gate))
+        ready = plan.hits
+        missing = {*plan.late, *plan.misses}
+        waits: tuple[tuple[int, int], ...] = ()
+        while ready or missing:
+            if ready:
+                time, _ = yield Compute(layer, ready)
+                if plan.waves:
+                    dispatch(Computed(time, layer, ready))
+            if not missing:
+                break
+            since = time
+            time, landed = yield Landing(layer)
+            if time > since:
+                waits += ((since, time),)
+            ready = tuple([expert for expert in landed if expert in missing])
+            missing.difference_update(ready)
+        dispatch(LayerDone(time, layer, waits))
+    return time
