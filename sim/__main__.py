@@ -1,0 +1,134 @@
+"""`python -m sim`: replay, cutoff, check, import."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sim.cutoff import study_cutoff
+from sim.options import parser
+from sim.replay import replay
+from sim.report import console, progress_bar, show_cutoff, show_replay, show_summary
+from spmoe.errors import InputError
+from spmoe.files import atomic_write
+from spmoe.machine.geometry import draft_model, geometry
+from spmoe.policy.registry import RECIPES
+from spmoe.trace.draws import Rates
+from spmoe.trace.importers import import_trace
+from spmoe.trace.reader import TraceFile
+from spmoe.trace.schema import DraftShape, ModelShape
+from spmoe.trace.summary import summarise
+from spmoe.trace.writer import write_trace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, or 2 where the input is bad."""
+    try:
+        options = parser().parse_args(argv)
+        COMMANDS[options.command](options)
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has enough; a flush at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_replay(options: argparse.Namespace) -> None:
+    """Replay a trace, print the table, write what was asked for."""
+    policies: str | list[str] = "all" if options.policy == ["all"] else options.policy
+    count = len(RECIPES) if policies == "all" else len(policies)
+    tokens = TraceFile(options.trace).header.tokens
+    with progress_bar(count * tokens, "tokens") as progress:
+        result = replay(
+            options.trace,
+            policies,
+            **_setting(options),
+            cutoff=options.cutoff,
+            log=options.log,
+            timeline=options.timeline,
+            progress=progress,
+        )
+    if options.json is not None:
+        write_json(options.json, result.to_json())
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    # With the JSON on standard output, the table must not spoil it.
+    show_replay(result, console(sys.stderr if options.json == "-" else sys.stdout))
+
+
+def run_cutoff(options: argparse.Namespace) -> None:
+    """Explain the analytical cutoff and find the empirical one."""
+    trace = TraceFile(options.trace)
+    with progress_bar((trace.header.model.layers + 1) * trace.header.tokens, "tokens") as progress:
+        study = study_cutoff(trace, options.policy, progress=progress, **_setting(options))
+    if options.json is not None:
+        write_json(options.json, study.to_json())
+    show_cutoff(study, console(sys.stderr if options.json == "-" else sys.stdout))
+
+
+def run_check(options: argparse.Namespace) -> None:
+    """Read a trace to its end and print what it holds."""
+    trace = TraceFile(options.trace)
+    show_summary(trace.header, summarise(trace), console(sys.stdout))
+
+
+def run_import(options: argparse.Namespace) -> None:
+    """Make a trace from a recording."""
+    model = geometry(options.model)
+    draft = draft_model(model.draft) if model.draft else None
+    rates = Rates(options.agreement, options.draft_accuracy, options.next_gate_accuracy, options.confidence_auc)
+    header, lines = import_trace(
+        options.source,
+        options.format,
+        ModelShape(
+            name=model.name,
+            layers=model.layers,
+            experts=model.experts,
+            top_k=model.top_k,
+            expert_params=model.expert_params,
+            dense_params=model.dense_params,
+            kv_bytes_per_token=model.kv_bytes_per_token,
+        ),
+        DraftShape(draft.name, draft.params, draft.active_params, draft.kv_bytes_per_token) if draft else None,
+        rates,
+        options.seed,
+    )
+    write_trace(options.out, header, lines)
+    print(f"{options.out}: {header.tokens:,} tokens of {model.name}; {header.source.how}")
+
+
+def write_json(path: str, document: Mapping[str, Any]) -> None:
+    """Write a document to a file, whole or not at all, or to standard output where the path is "-"."""
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    with atomic_write(path) as stream:
+        stream.write(text)
+
+
+def _setting(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("hardware", "bits", "vram", "cache", "slots", "gamma")}
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "replay": run_replay,
+    "cutoff": run_cutoff,
+    "check": run_check,
+    "import": run_import,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

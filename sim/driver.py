@@ -1,0 +1,153 @@
+"""Interprets the step program in simulated time: effects become SimPy time-outs, submissions go to the link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+
+import simpy
+
+from sim.link import Link
+from sim.passes import Pass, PromptPass, StepPass
+from spmoe.machine.cost import CostModel
+from spmoe.scheduler import Scheduler
+from spmoe.state.commands import Command, Reply, Submit
+from spmoe.state.events import BatchArrived, Event, RequestBegun
+from spmoe.step import Attention, Effect, Landing, Outcome, prefill, step
+from spmoe.trace.windows import Request
+
+Observer = Callable[[Event, tuple[Command, ...]], None]
+"""Sees every event with the scheduler's answer: metrics, logs and timelines are such."""
+
+Popularity = Callable[[int], tuple[int, ...]]
+"""The keys that other requests than the given one use most."""
+
+
+class Deadlock(RuntimeError):
+    """The run cannot go on: something waits for what never comes.  A bug of the scheduler, not of the user."""
+
+
+class Driver:
+    """Replays the requests of a trace through a scheduler on a simulated machine.
+
+    All requests form one program.  It is advanced from the call-backs of SimPy events rather than as a SimPy process:
+    an arrival that ends a wait carries on at once, with no event of its own.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cost: CostModel,
+        observers: tuple[Observer, ...] = (),
+        popularity: Popularity | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """`progress` is told the number of tokens that each step puts out."""
+        self._scheduler = scheduler
+        self._cost = cost
+        self._observers = observers
+        self._popularity = popularity
+        self._progress = progress
+        self._env = simpy.Environment()
+        self.now = 0
+        """Where the program stands, in ns; it may be ahead of the event queue while nothing else can happen."""
+        self._link = Link(self._env, cost, self._batch_arrived)
+        self._pass: Pass
+        self._experts = scheduler.config.experts
+        self._running = True
+        self._landed: list[int] = []
+        """Keys that arrived since the current layer began and were not asked for yet."""
+        self._waits_for: int | None = None
+        """The layer that experts must land for before the program can go on."""
+        needs = scheduler.recipe.needs
+        self._feeds_gate = "next_gate" in needs
+        self._feeds_prefill = "future" in needs
+
+    def run(self, requests: Iterator[Request]) -> None:
+        """Replay them all.
+
+        Raises:
+            InputError: the trace turns out bad while it is read.
+            Deadlock: the scheduler never answered a wait.
+        """
+        self._program = self._programs(requests)
+        self._carry_out(None)  # The first send of a generator starts it.
+        self._env.run()
+        if self._running:
+            raise Deadlock(f"nothing is left to happen at {self.now} ns, and the verifier still waits")
+
+    def _programs(self, requests: Iterator[Request]) -> Generator[Effect, Outcome, None]:
+        """The whole run as one program: prefill and steps of one request after the other."""
+        config = self._scheduler.config
+        for request in requests:
+            popular = self._popularity(request.number) if self._popularity else ()
+            self._dispatch(RequestBegun(self.now, request.number, popular))
+            if request.prefill is not None:
+                self._pass = PromptPass(self._cost, request.prefill)
+                touched = request.prefill.touched if self._feeds_prefill else ()
+                yield from prefill(self._dispatch, self.now, request.prefill.prompt_tokens, config.layers, touched)
+            while lines := request.lines(config.gamma + 1):
+                this = self._pass = StepPass(self._cost, lines, request.position, self._feeds_gate)
+                yield from step(self._dispatch, self.now, len(lines) - 1, config.layers)
+                request.advance(this.tokens)
+                if self._progress:
+                    self._progress(this.tokens)
+
+    def _carry_out(self, outcome: Outcome | None) -> None:
+        """Resume the program and carry out its effects, until it has to wait for something else to happen."""
+        env, send = self._env, self._program.send
+        try:
+            while True:
+                effect = send(outcome)  # type: ignore[arg-type]
+                if type(effect) is Landing:
+                    landed = self._take_landed(effect.layer)
+                    if not landed:
+                        self._waits_for = effect.layer
+                        return
+                    outcome = (self.now, landed)
+                    continue
+                if type(effect) is Attention:
+                    self._landed.clear()
+                duration, value = self._pass.outcome(effect)
+                end = self.now + duration
+                if env.peek() <= end:
+                    done = env.timeout(end - int(env.now), value)
+                    done.callbacks.append(self._effect_over)
+                    return
+                # Nothing else can happen before the effect is over: no need to trouble the event queue.
+                self.now = end
+                outcome = (end, value)
+        except StopIteration:
+            self._running = False
+
+    def _effect_over(self, done: simpy.Event) -> None:
+        self.now = int(self._env.now)
+        self._carry_out((self.now, done.value))
+
+    def _batch_arrived(self, batch: Submit, started: int, now: int) -> None:
+        self._dispatch(BatchArrived(now, batch.batch, started))
+        self._landed += [load.key for load in batch.loads]
+        if self._waits_for is not None:
+            landed = self._take_landed(self._waits_for)
+            if landed:
+                self._waits_for = None
+                self.now = now
+                self._carry_out((now, landed))
+
+    def _take_landed(self, layer: int) -> list[int]:
+        """Experts of a layer that have landed; whatever else has is of no interest to it."""
+        first = layer * self._experts
+        taken = [key - first for key in self._landed if first <= key < first + self._experts]
+        self._landed.clear()
+        return taken
+
+    def _dispatch(self, event: Event) -> Reply | None:
+        commands = self._scheduler.handle(event)
+        for observe in self._observers:
+            observe(event, commands)
+        reply: Reply | None = None
+        for command in commands:
+            if isinstance(command, Submit):
+                self._link.submit(command, event.time)
+            else:
+                reply = command
+        return reply

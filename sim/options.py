@@ -1,0 +1,82 @@
+"""The command line: options, and how they become arguments."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Literal, NoReturn
+
+from spmoe.errors import InputError
+from spmoe.machine.geometry import geometry_names
+from spmoe.machine.hardware import hardware_names
+from spmoe.policy.registry import RECIPES
+from spmoe.trace.importers import IMPORT_FORMATS
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Wrong usage is an `InputError`, told in one line as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Never prints the usage, which would bury what is wrong."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of `python -m sim`."""
+    top = OneLineParser(prog="python -m sim", description="Replay expert routing traces on a simulated machine.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    replay = commands.add_parser("replay", help="what each policy costs on a trace")
+    replay.add_argument("trace", metavar="TRACE", help="a trace file (.jsonl, also .gz or .zst)")
+    replay.add_argument(
+        "--policy", nargs="+", default=["all"], metavar="NAME", help=f"all (that apply), or: {', '.join(RECIPES)}"
+    )
+    _add_setting(replay)
+    replay.add_argument(
+        "--cutoff",
+        type=cutoff,
+        metavar="N|best",
+        help="leading layers that spmoe.* prefetches for (default: analytical)",
+    )
+    replay.add_argument("--json", metavar="FILE", help="write the results as JSON; - for standard output")
+    replay.add_argument("--log", metavar="FILE", help="write the decision log (of a single policy)")
+    replay.add_argument("--timeline", metavar="FILE", help="write a Chrome trace; ui.perfetto.dev opens it")
+
+    cut = commands.add_parser("cutoff", help="why the cutoff layer is where it is, and where the best one would be")
+    cut.add_argument("trace", metavar="TRACE")
+    cut.add_argument("--policy", default="spmoe.paper", metavar="NAME", help="default: spmoe.paper")
+    _add_setting(cut)
+    cut.add_argument("--json", metavar="FILE", help="write both cutoffs and the sweep as JSON; - for standard output")
+
+    check = commands.add_parser("check", help="read a trace strictly and say what it holds")
+    check.add_argument("trace", metavar="TRACE")
+
+    bring = commands.add_parser("import", help="make a trace from what vLLM or llama.cpp recorded")
+    bring.add_argument("source", metavar="SOURCE")
+    bring.add_argument("--format", required=True, choices=IMPORT_FORMATS)
+    bring.add_argument("--model", required=True, metavar="NAME", help=", ".join(geometry_names()))
+    bring.add_argument(
+        "--agreement", required=True, type=float, metavar="P", help="P(draft proposes the target's token)"
+    )
+    bring.add_argument("--draft-accuracy", required=True, type=float, metavar="P", help="P(a draft forecast is right)")
+    bring.add_argument("--next-gate-accuracy", type=float, metavar="P", help="likewise next-gate (default: none drawn)")
+    bring.add_argument("--confidence-auc", type=float, default=0.9, metavar="A", help="default 0.9")
+    bring.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    bring.add_argument("--out", required=True, metavar="FILE")
+    return top
+
+
+def _add_setting(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--hardware", default="rtx-4090", metavar="NAME|FILE", help=f"{', '.join(hardware_names())}, or a profile"
+    )
+    command.add_argument("--bits", default="4.25", metavar="BITS", help="16, 8 or 4.25 (default) per weight")
+    room = command.add_mutually_exclusive_group()
+    room.add_argument("--vram", metavar="SIZE", help="GPU memory, such as 18GiB (default: the machine's)")
+    room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts that has slots")
+    room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
+    command.add_argument("--gamma", type=int, default=4, metavar="N", help="drafted tokens per step (default 4)")
+
+
+def cutoff(text: str) -> int | Literal["best"]:
+    """A number of layers, or "best"."""
+    return "best" if text == "best" else int(text)

@@ -1,0 +1,42 @@
+"""How often each request of a trace uses each expert, for policies that learn from the other requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spmoe.trace.schema import TokenLine, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """Uses per request and expert key: an array [requests, layers * experts], and each request's row."""
+
+    counts: NDArray[np.int64]
+    row: dict[int, int]
+
+    def popular(self, request: int) -> tuple[int, ...]:
+        """All keys, those that *other* requests use most first, ties by key."""
+        others = self.counts.sum(axis=0) - self.counts[self.row[request]]
+        return tuple(np.argsort(-others, kind="stable").tolist())
+
+
+def count_uses(trace: Trace) -> Uses:
+    """Count in one pass; memory grows with the number of requests, not of tokens."""
+    experts = trace.header.model.experts
+    keys = trace.header.model.layers * experts
+    row: dict[int, int] = {}
+    counts: list[list[int]] = []
+    for line in trace:
+        if not isinstance(line, TokenLine):
+            continue
+        if line.request not in row:
+            row[line.request] = len(counts)
+            counts.append([0] * keys)
+        used = counts[row[line.request]]
+        for layer, cell in enumerate(line.routed):
+            for expert in cell:
+                used[layer * experts + expert] += 1
+    return Uses(np.array(counts, dtype=np.int64).reshape(len(counts), keys), row)

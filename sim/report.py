@@ -1,0 +1,194 @@
+"""What a replay looks like in a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from sim.cutoff import CutoffStudy
+from sim.replay import Replay
+from sim.runner import Progress as Told
+from spmoe.results.bound import Bound
+from spmoe.results.result import Result
+from spmoe.trace.schema import Header
+from spmoe.trace.summary import TraceSummary
+
+WIDTH = 132
+"""Columns where the output is no terminal: enough for every table, so that nothing is cut off in a file or pipe."""
+
+NOTHING = "-"
+
+
+def console(stream: TextIO) -> Console:
+    """A console that keeps its tables whole where it does not write to a terminal."""
+    return Console(file=stream, width=None if stream.isatty() else WIDTH, highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def progress_bar(total: int, unit: str) -> Iterator[Told | None]:
+    """A bar on standard error while the block runs; None, and no bar, where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def told(name: str, done: int) -> None:
+            bar.update(task, advance=done, description=name)
+
+        yield told
+
+
+def show_replay(replay: Replay, out: Console) -> None:
+    """The line above the table, the table, and what has to be known to read it."""
+    setting, trace = replay.setting, replay.trace
+    name = trace["name"] or trace["what"]
+    title = f"{name} ({trace['source']}, {trace['tokens']:,} tokens of {trace['model']}), {setting.describe()}"
+    out.print(Text(f"{title}, gamma {setting.gamma}"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("policy")
+    for heading in (
+        "TPOT ms",
+        "speed-up",
+        "x bound",
+        "loads/token",
+        "hit/late/miss %",
+        "precision",
+        "recall",
+        "stall",
+        "link",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in replay.results:
+        table.add_row(*_cells(result))
+    table.add_row(*_bound_cells(replay.bound, replay.results), style="italic")
+    out.print(table)
+    for line in notes(replay):
+        out.print(Text(line), soft_wrap=True)
+
+
+def notes(replay: Replay) -> Iterable[str]:
+    """How the budget and the cutoff came about, who was left out and why, and what the numbers stand on."""
+    yield f"budget: {replay.setting.budget.explain()}"
+    for name, layers in replay.cutoffs.items():
+        yield f"cutoff of {name}: {layers} of {replay.setting.geometry.layers} layers ({replay.cutoff_choice})"
+    if replay.bound.stand_ins:
+        yield (
+            f"rejected draft tokens: the trace does not hold {replay.bound.stand_ins:,} inputs that followed one; the "
+            "tokens that really stand at those positions took their places"
+        )
+    if replay.trace["source"] == "synthetic":
+        yield "the trace is synthetic: it compares policies, it does not measure a model"
+    for name, why in replay.skipped.items():
+        yield f"left out {name}: {why}"
+
+
+def show_cutoff(study: CutoffStudy, out: Console) -> None:
+    """Both cutoffs with their reasons, then the sweep."""
+    name = study.trace["name"] or study.trace["what"]
+    out.print(
+        Text(f"{study.recipe.name} on {name}, {study.setting.describe()}, gamma {study.setting.gamma}"), soft_wrap=True
+    )
+    for line in study.explain():
+        out.print(Text(line), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("cutoff", "TPOT ms", "loads/token", "precision", "recall", "stall"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for layers, metrics in study.sweep:
+        marks = [
+            word for word, at in (("analytical", study.analytical.layers), ("best", study.empirical)) if at == layers
+        ]
+        table.add_row(
+            str(layers),
+            _number(metrics.tpot_ms, ".2f"),
+            _number(metrics.loads_per_token, ".2f"),
+            _number(metrics.prefetch_precision, ".0%"),
+            _number(metrics.prefetch_recall, ".0%"),
+            _number(metrics.stall_fraction, ".0%"),
+            ", ".join(marks),
+        )
+    out.print(table)
+
+
+def show_summary(header: Header, summary: TraceSummary, out: Console) -> None:
+    """What a trace holds."""
+    model, source = header.model, header.source
+    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = [
+        ("model", f"{model.name}: {model.layers} MoE layers of {model.experts} experts, top-{model.top_k}"),
+        ("draft", header.draft.name if header.draft else "none"),
+        ("source", f"{source.kind}: {source.what}{f' ({source.when})' if source.when else ''}"),
+        ("how", source.how),
+        (
+            "tokens",
+            f"{summary.tokens:,} in {summary.requests:,} requests, {summary.prefills:,} of them with a prefill line",
+        ),
+        ("longest request", f"{summary.longest_request:,} tokens, prompt included"),
+        ("agreement", f"{summary.agreement:.1%} of the draft's next tokens"),
+        ("missing cells", f"{summary.empty_cells:,} of {summary.tokens * model.layers:,} (token, layer)"),
+        ("experts used", f"{summary.distinct_experts:.1f} of {model.experts} per layer"),
+        ("rejected inputs", f"{summary.rejected_inputs:,} recorded"),
+    ]
+    for name, forecast in summary.forecasts.items():
+        right = _number(forecast.first_rank_accuracy, ".1%")
+        kind = header.forecasts[name].kind
+        rows.append(
+            (f"forecast {name}", f"{kind}; for {forecast.coverage:.0%} of the cells, first expert right {right}")
+        )
+    for label, text in rows:
+        table.add_row(label, Text(text))
+    out.print(table)
+
+
+def _cells(result: Result) -> list[str]:
+    metrics = result.metrics
+    needs = metrics.needs or 1
+    shares = "/".join(f"{100 * part / needs:.0f}" for part in (metrics.hits, metrics.late, metrics.misses))
+    return [
+        result.recipe.name,
+        _number(metrics.tpot_ms, ".1f"),
+        _number(result.speedup, ".2f", "x"),
+        _number(result.vs_bound, ".2f"),
+        _number(metrics.loads_per_token, ".2f"),
+        shares,
+        _number(metrics.prefetch_precision, ".0%"),
+        _number(metrics.prefetch_recall, ".0%"),
+        _number(metrics.stall_fraction, ".0%"),
+        _number(metrics.link_utilisation, ".0%"),
+    ]
+
+
+def _bound_cells(bound: Bound, results: tuple[Result, ...]) -> list[str]:
+    on_demand = next((result.on_demand_ms for result in results), None)
+    hits = 100 * (bound.hit_rate or 0)
+    return [
+        "bound",
+        f"{bound.tpot_ms:.1f}",
+        _number(on_demand / bound.tpot_ms if on_demand else None, ".2f", "x"),
+        "1.00",
+        f"{bound.loads_per_token:.2f}",
+        f"{hits:.0f}/0/{100 - hits:.0f}",
+        NOTHING,
+        NOTHING,
+        NOTHING,
+        _number(bound.link_utilisation, ".0%"),
+    ]
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return NOTHING if value is None else f"{value:{form}}{unit}"

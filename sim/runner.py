@@ -1,0 +1,83 @@
+"""Runs policies on one trace in one setting; remembers what several of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+from sim.driver import Driver, Observer
+from sim.popularity import Uses, count_uses
+from sim.setting import Setting
+from spmoe.config import SchedulerConfig, configure
+from spmoe.policy.clairvoyant import Future
+from spmoe.policy.cutoff import Cutoff
+from spmoe.policy.recipe import Recipe
+from spmoe.results.bound import Bound, bound
+from spmoe.results.metrics import Metrics, MetricsFold
+from spmoe.scheduler import Scheduler
+from spmoe.trace.reader import TraceFile
+from spmoe.trace.schema import FORECAST_NAMES, Trace
+from spmoe.trace.windows import Request, requests
+
+Progress = Callable[[str, int], None]
+"""Told the policy that runs and how many tokens it has put out since the last call."""
+
+
+class Runner:
+    """One trace, one setting, any number of policies."""
+
+    def __init__(self, trace: Trace, setting: Setting, progress: Progress | None = None) -> None:
+        self._trace = trace
+        self._setting = setting
+        self._progress = progress
+        self._bounds: dict[int, Bound] = {}
+
+    def configure(self, recipe: Recipe, cutoff: int | None = None) -> tuple[SchedulerConfig, Cutoff | None]:
+        """The configuration of a run in this setting; see `spmoe.config.configure`."""
+        setting = self._setting
+        return configure(recipe, setting.cost, setting.slots, setting.gamma, setting.longest_request, cutoff)
+
+    def run(self, recipe: Recipe, config: SchedulerConfig, observers: Sequence[Observer] = ()) -> Metrics:
+        """Replay the trace under one policy."""
+        future = Future(self._requests, config.gamma) if "future" in recipe.needs else None
+        popularity = self._uses.popular if "popularity" in recipe.needs else None
+        fold = MetricsFold(config.experts)
+        progress = self._progress
+        driver = Driver(
+            Scheduler(config, future),
+            self._setting.cost,
+            (fold.observe, *observers),
+            popularity,
+            None if progress is None else lambda tokens: progress(recipe.name, tokens),
+        )
+        driver.run(self._requests(*(recipe.needs & set(FORECAST_NAMES))))
+        return fold.result()
+
+    def sweep_cutoff(self, recipe: Recipe) -> Iterator[tuple[int, Metrics]]:
+        """Every cutoff, from no layer to all, and what it comes to."""
+        for layers in range(self._setting.geometry.layers + 1):
+            yield layers, self.run(recipe, self.configure(recipe, layers)[0])
+
+    def best_cutoff(self, recipe: Recipe) -> int:
+        """The empirical cutoff: that with the lowest TPOT, the smallest of equals."""
+        return best(self.sweep_cutoff(recipe))
+
+    def bound(self, gamma: int) -> Bound:
+        """The bound of windows with `gamma` drafted tokens."""
+        if gamma not in self._bounds:
+            self._bounds[gamma] = bound(self._requests, self._setting.cost, gamma, self._setting.slots)
+        return self._bounds[gamma]
+
+    @cached_property
+    def _uses(self) -> Uses:
+        return count_uses(self._trace)
+
+    def _requests(self, *forecasts: str) -> Iterator[Request]:
+        """A new pass over the trace that reads these forecasts and no others."""
+        trace = self._trace
+        return requests(TraceFile(trace.path, forecasts) if isinstance(trace, TraceFile) else trace)
+
+
+def best(sweep: Iterator[tuple[int, Metrics]]) -> int:
+    """The number of layers with the lowest TPOT, the smallest of equals."""
+    return min((metrics.decode_ns, layers) for layers, metrics in sweep)[1]
