@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import simpy
 
@@ -11,8 +12,8 @@ from sim.passes import Pass, PromptPass, StepPass
 from spmoe.machine.cost import CostModel
 from spmoe.scheduler import Scheduler
 from spmoe.state.commands import Command, Reply, Submit
-from spmoe.state.events import BatchArrived, Event, RequestBegun
-from spmoe.step import Attention, Effect, Landing, Outcome, prefill, step
+from spmoe.state.events import BatchArrived, Event, LayerReached, RequestBegun
+from spmoe.step import Compute, ComputeLanded, Effect, Outcome, prefill, step
 from spmoe.trace.windows import Request
 
 Observer = Callable[[Event, tuple[Command, ...]], None]
@@ -55,9 +56,9 @@ class Driver:
         self._experts = scheduler.config.experts
         self._running = True
         self._landed: list[int] = []
-        """Keys that arrived since the current layer began and were not asked for yet."""
-        self._waits_for: int | None = None
-        """The layer that experts must land for before the program can go on."""
+        """Keys that arrived since the current layer was reached and did not compute yet."""
+        self._awaited: ComputeLanded | None = None
+        """The effect that waits for an arrival."""
         needs = scheduler.recipe.needs
         self._feeds_gate = "next_gate" in needs
         self._feeds_prefill = "future" in needs
@@ -94,53 +95,61 @@ class Driver:
 
     def _carry_out(self, outcome: Outcome | None) -> None:
         """Resume the program and carry out its effects, until it has to wait for something else to happen."""
-        env, send = self._env, self._program.send
+        send = self._program.send
         try:
             while True:
                 effect = send(outcome)  # type: ignore[arg-type]
-                if type(effect) is Landing:
-                    landed = self._take_landed(effect.layer)
-                    if not landed:
-                        self._waits_for = effect.layer
-                        return
-                    outcome = (self.now, landed)
-                    continue
-                if type(effect) is Attention:
-                    self._landed.clear()
-                duration, value = self._pass.outcome(effect)
-                end = self.now + duration
-                if env.peek() <= end:
-                    done = env.timeout(end - int(env.now), value)
-                    done.callbacks.append(self._effect_over)
+                if type(effect) is ComputeLanded:
+                    outcome = self._compute_landed(effect)
+                else:
+                    duration, value = self._pass.outcome(effect)
+                    outcome = self._spend(duration, value)
+                if outcome is None:
                     return
-                # Nothing else can happen before the effect is over: no need to trouble the event queue.
-                self.now = end
-                outcome = (end, value)
         except StopIteration:
             self._running = False
+
+    def _spend(self, duration: int, value: Any) -> Outcome | None:
+        """Let an effect take its time; its outcome, or None where that comes later."""
+        env, end = self._env, self.now + duration
+        if env.peek() > end:
+            # Nothing else can happen before the effect is over: no need to trouble the event queue.
+            self.now = end
+            return end, value
+        done = env.timeout(end - int(env.now), value)
+        done.callbacks.append(self._effect_over)
+        return None
 
     def _effect_over(self, done: simpy.Event) -> None:
         self.now = int(self._env.now)
         self._carry_out((self.now, done.value))
 
+    def _compute_landed(self, effect: ComputeLanded) -> Outcome | None:
+        """Compute what has landed, or leave the effect to the next arrival that brings something for it."""
+        first = effect.layer * self._experts
+        landed = tuple([key - first for key in self._landed if key - first in effect.missing])
+        if not landed:
+            self._awaited = effect
+            return None
+        self._awaited = None
+        self._landed.clear()
+        duration, _ = self._pass.outcome(Compute(effect.layer, landed))
+        return self._spend(duration, (self.now, landed))
+
     def _batch_arrived(self, batch: Submit, started: int, now: int) -> None:
         self._dispatch(BatchArrived(now, batch.batch, started))
-        self._landed += [load.key for load in batch.loads]
-        if self._waits_for is not None:
-            landed = self._take_landed(self._waits_for)
-            if landed:
-                self._waits_for = None
-                self.now = now
-                self._carry_out((now, landed))
-
-    def _take_landed(self, layer: int) -> list[int]:
-        """Experts of a layer that have landed; whatever else has is of no interest to it."""
-        first = layer * self._experts
-        taken = [key - first for key in self._landed if first <= key < first + self._experts]
-        self._landed.clear()
-        return taken
+        for load in batch.loads:
+            self._landed.append(load.key)
+        if self._awaited is not None:
+            self.now = now
+            outcome = self._compute_landed(self._awaited)
+            if outcome is not None:
+                self._carry_out(outcome)
 
     def _dispatch(self, event: Event) -> Reply | None:
+        if type(event) is LayerReached:
+            # What arrived before is among the hits, or gone again.
+            self._landed.clear()
         commands = self._scheduler.handle(event)
         for observe in self._observers:
             observe(event, commands)

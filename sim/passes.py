@@ -81,10 +81,10 @@ class StepPass:
             return self._layer_ns, (routing.experts, routing.tokens, next_gate)
         if kind is DraftLayers:
             forecasts = self._forecasts("draft", effect.token)[effect.first : effect.end]
-            return self._draft_ns(effect.first, effect.end), forecasts
+            return self._cost.draft_layers_ns(effect.first, effect.end), forecasts
         if kind is DraftToken:
             self._drafted += 1
-            duration = self._draft_ns(effect.first_layer, self._cost.geometry.layers)
+            duration = self._cost.draft_layers_ns(effect.first_layer, self._cost.geometry.layers)
             return duration, self._whole.inputs[effect.token].draft_prob
         assert kind is Accept
         return 0, self.tokens - 1
@@ -94,9 +94,6 @@ class StepPass:
         whole = self._whole
         self._layer_ns = self._cost.layer_ns(tokens, self._position + tokens)
         self._routing = whole._replace(inputs=whole.inputs[:tokens]).routing()
-
-    def _draft_ns(self, first: int, end: int) -> int:
-        return sum(map(self._cost.draft_layer_ns, range(first, end)))
 
     def _forecasts(self, name: str, token: int) -> tuple[Forecast, ...]:
         forecasts = self._whole.inputs[token].forecasts.get(name)

@@ -205,6 +205,7 @@ class Scheduler:
         self._next_layer += 1
         residency, queue = self.residency, self.queue
         pinned, resident, in_flight = residency.pinned, residency.resident, residency.in_flight
+        prefetches = queue.prefetches
         first = event.layer * self.config.experts
         hits, late, misses = [], [], []
         present, absent = [], []
@@ -216,7 +217,7 @@ class Scheduler:
                 present.append(key)
             else:
                 absent.append(key)
-                if key in in_flight or key in queue:
+                if key in in_flight or key in prefetches:
                     late.append(expert)
                 else:
                     misses.append(expert)
@@ -224,7 +225,8 @@ class Scheduler:
         for key in absent:
             if key not in in_flight:
                 queue.demand(key)
-        if self.forecast.layer_reached(event):
+        self.forecast.layer_reached(event)
+        if queue.prefetches and self.forecast.expires:
             queue.drop(first, first + self.config.experts)
         self._phase = Phase.LAYER
         waves = bool(absent) and not residency.holds(present + absent)
@@ -263,13 +265,16 @@ class Scheduler:
     # Transfers
 
     def _wish(self, wishes: Iterable[Wish], purpose: Purpose) -> None:
-        residency, queue = self.residency, self.queue
-        for wish in wishes:
-            if wish.key in residency.resident:
-                if self.forecast.protects:
-                    residency.touch((wish.key,))
-            elif wish.key not in residency.in_flight:
-                queue.prefetch(wish.key, wish.deadline, wish.weight, purpose)
+        residency = self.residency
+        resident, in_flight = residency.resident, residency.in_flight
+        there = []
+        for key, deadline, weight in wishes:
+            if key in resident:
+                there.append(key)
+            elif key not in in_flight:
+                self.queue.prefetch(key, deadline, weight, purpose)
+        if there and self.forecast.protects:
+            residency.touch(there)
 
     def _submissions(self) -> list[Command]:
         """Batches for the link, as long as it has room, something is queued and a slot can be had."""
@@ -282,11 +287,11 @@ class Scheduler:
             purpose, keys = batch
             loads: list[Load] = []
             for key in keys:
-                claimed = claim(key, purpose is Purpose.DEMAND)
-                if claimed is None:
+                load = claim(key, purpose is Purpose.DEMAND)
+                if load is None:
                     break
                 queue.take(key)
-                loads.append(Load(key, claimed.slot, claimed.evicted))
+                loads.append(load)
             if not loads:
                 break
             submit = Submit(self._batches, purpose, tuple(loads))

@@ -7,7 +7,7 @@ simulator turns effects into SimPy time-outs, the engine into kernels and copies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Set
 from typing import Any, NamedTuple
 
 from spmoe.state.commands import LayerPlan, Reply, Speculate
@@ -62,20 +62,22 @@ class Compute(NamedTuple):
     experts: tuple[int, ...]
 
 
-class Landing(NamedTuple):
-    """Wait until experts of `layer` have landed in their slots since the router spoke or since this was last asked.
+class ComputeLanded(NamedTuple):
+    """Wait until at least one of these missing experts of `layer` is in its slot, then compute those that are.
 
-    Outcome: which, in the order of arrival.  Takes no time where there are some already.
+    Outcome: when the wait was over (the time at which the effect began, if there was none), and the experts, in the
+    order of arrival.
     """
 
     layer: int
+    missing: Set[int]
 
 
 class Accept(NamedTuple):
     """Compare the drafted tokens with the target's.  Outcome: how many leading ones stand."""
 
 
-Effect = DraftLayers | DraftToken | Attention | Compute | Landing | Accept
+Effect = DraftLayers | DraftToken | Attention | Compute | ComputeLanded | Accept
 
 Outcome = tuple[int, Any]
 """When an effect was over (ns), and what came of it."""
@@ -122,21 +124,19 @@ def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
         assert isinstance(plan, LayerPlan)
         if next_gate is not None:
             dispatch(GatePredicted(time, layer + 1, next_gate))
-        ready = plan.hits
+        if plan.hits:
+            time, _ = yield Compute(layer, plan.hits)
+            if plan.waves:
+                dispatch(Computed(time, layer, plan.hits))
         missing = {*plan.late, *plan.misses}
         waits: tuple[tuple[int, int], ...] = ()
-        while ready or missing:
-            if ready:
-                time, _ = yield Compute(layer, ready)
-                if plan.waves:
-                    dispatch(Computed(time, layer, ready))
-            if not missing:
-                break
+        while missing:
             since = time
-            time, landed = yield Landing(layer)
-            if time > since:
-                waits += ((since, time),)
-            ready = tuple([expert for expert in landed if expert in missing])
-            missing.difference_update(ready)
+            time, (until, landed) = yield ComputeLanded(layer, missing)
+            missing.difference_update(landed)
+            if until > since:
+                waits += ((since, until),)
+            if plan.waves:
+                dispatch(Computed(time, layer, landed))
         dispatch(LayerDone(time, layer, waits))
     return time

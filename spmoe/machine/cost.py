@@ -39,12 +39,11 @@ class CostModel:
 
     __slots__ = (
         "_attention",
-        "_draft_layers",
         "_draft_token",
+        "_draft_until",
         "_expert",
         "_expert_table",
         "_host_table",
-        "_last_layer",
         "_load_ns",
         "_router",
         "bits",
@@ -73,10 +72,9 @@ class CostModel:
         self._expert_table = (0, *(self._expert.ns(n) + gpu.expert_overhead_ns for n in range(1, _TABLE)))
         self._host_table = (0, *map(self._host_expert().ns, range(1, _TABLE))) if hardware.cpu else ()
         self._load_ns = self.batch_ns(1, geometry.expert_bytes(bits))
-        self._last_layer = (-1, -1, 0)
         token = self._draft_item(draft).ns if draft else 0
         self._draft_token = token
-        self._draft_layers = tuple(token * (k + 1) // layers - token * k // layers for k in range(layers))
+        self._draft_until = tuple(token * k // layers for k in range(layers + 1))
 
     def attention_ns(self, tokens: int, context: int) -> int:
         """One layer's dense weights (without its router) and the keys and values of `context` positions."""
@@ -92,12 +90,7 @@ class CostModel:
 
     def layer_ns(self, tokens: int, context: int) -> int:
         """One layer up to its experts: attention, router and overhead."""
-        # All layers of a step ask the same question one after the other.
-        last_tokens, last_context, ns = self._last_layer
-        if tokens != last_tokens or context != last_context:
-            ns = self.attention_ns(tokens, context) + self.router_ns(tokens) + self.overhead_ns()
-            self._last_layer = (tokens, context, ns)
-        return ns
+        return self.attention_ns(tokens, context) + self.router_ns(tokens) + self.overhead_ns()
 
     def expert_ns(self, tokens: int) -> int:
         """One expert on the GPU for the `tokens` routed to it; 0 without tokens."""
@@ -133,13 +126,12 @@ class CostModel:
             raise InputError(f"model {self.geometry.name}: field draft: expected a draft model to draft with, got none")
         return self._draft_token
 
-    def draft_layer_ns(self, layer: int) -> int:
-        """The share of a draft token that goes with the target's MoE layer `layer`; over all layers they add up to
-        `draft_token_ns` exactly.  Raises InputError when there is no draft model.
+    def draft_layers_ns(self, first: int, end: int) -> int:
+        """The share of a draft token that goes with the target's MoE layers `first` to `end` (exclusive).
+
+        Over all layers the shares add up to `draft_token_ns` exactly; 0 when there is no draft model.
         """
-        if self.draft is None:
-            return self.draft_token_ns()
-        return self._draft_layers[layer]
+        return self._draft_until[end] - self._draft_until[first]
 
     def explain(self, tokens: int, context: int, tokens_per_expert: Sequence[int]) -> tuple[CostItem, ...]:
         """The items of one layer whose needed experts get these numbers of tokens, then one load and one draft token.

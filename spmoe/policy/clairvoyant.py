@@ -107,14 +107,13 @@ class FutureForecast(Forecast, VictimOrder):
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         self._read_ahead()
 
-    def layer_reached(self, event: LayerReached) -> bool:
+    def layer_reached(self, event: LayerReached) -> None:
         if self._prefill_layers:
             self._prefill_layers -= 1
         else:
             self._visits += 1
         for expert in event.experts:
             self._uses[event.layer * self._experts + expert].popleft()
-        return False
 
     def layer_done(self, event: LayerDone) -> None:
         self._stuck = False

@@ -79,7 +79,7 @@ class Planner:
     def next_batch(self, queue: TransferQueue) -> tuple[Purpose, list[int]] | None:
         """Purpose and keys of the next batch, or None where nothing is queued.  Takes nothing out of the queue."""
         batch = queue.next(self.loads_per_batch)
-        if batch is not None:
+        if batch is not None and len(batch[1]) > 1:
             batch[1].sort()
         return batch
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from spmoe.state.events import DraftPredicted, GatePredicted, LayerReached, StepBegun
+from spmoe.state.events import DraftPredicted, GatePredicted, StepBegun
 from spmoe.state.events import Forecast as TokenForecast
 from spmoe.state.forecast import Forecast, Wish
 
@@ -63,7 +63,7 @@ class DraftGate:
     """
 
     top_n: int | None = 1
-    group: int = 4
+    group: int = 8
     protect: bool = True
     needs: frozenset[str] = frozenset({"draft"})
 
@@ -85,7 +85,9 @@ class NextGate:
 
 
 class _DraftForecast(Forecast):
-    """Wishes, as each draft layer is done, for what its token will need; due when the verifier gets to that layer."""
+    """Wishes, as draft layers are done, for what their token will need; due when the verifier gets to that layer."""
+
+    expires = True
 
     def __init__(self, scope: Scope, top_n: int, group: int, protects: bool) -> None:
         self.protects = protects
@@ -95,24 +97,28 @@ class _DraftForecast(Forecast):
         self._pace = scope.pace
         self._top_n = top_n
         self._verified_from = 0
+        """When the verifier will begin, if nothing stalls."""
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         self._verified_from = event.time + gamma * self._pace.draft_ns
 
     def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
+        # One token's forecast is ranked already; the queue merges what several tokens ask for.
         wishes = []
-        for layer, forecast in enumerate(event.forecasts, start=event.layer):
-            due = self._verified_from + layer * self._pace.layer_ns
-            for expert, weight in select((forecast,), self._top_n):
-                wishes.append(Wish(layer * self._experts + expert, due, weight))
+        due = self._verified_from + event.layer * self._pace.layer_ns
+        first = event.layer * self._experts
+        for forecast in event.forecasts:
+            for expert, weight in forecast[: self._top_n]:
+                wishes.append(Wish(first + expert, due, weight))
+            due += self._pace.layer_ns
+            first += self._experts
         return wishes
-
-    def layer_reached(self, event: LayerReached) -> bool:
-        return True
 
 
 class _GateForecast(Forecast):
     """Wishes for the next layer's experts, due when it is reached."""
+
+    expires = True
 
     def __init__(self, scope: Scope, top_n: int) -> None:
         self._scope = scope
@@ -125,6 +131,3 @@ class _GateForecast(Forecast):
         first = event.layer * scope.experts
         due = event.time + scope.pace.layer_ns
         return [Wish(first + expert, due, weight) for expert, weight in select(event.forecasts, self._top_n)]
-
-    def layer_reached(self, event: LayerReached) -> bool:
-        return True

@@ -198,8 +198,9 @@ class MetricsFold:
         plan = commands[-1]
         assert isinstance(plan, LayerPlan)
         first = event.layer * self._experts
+        keys = [first + expert for expert in event.experts]
         if self._unused:
-            used = self._unused.intersection([first + expert for expert in event.experts])
+            used = self._unused.intersection(keys)
             self._unused -= used
             self._prefetched_used += len(used)
         if self._in_prefill:
@@ -208,21 +209,21 @@ class MetricsFold:
         self._late += len(plan.late)
         self._misses += len(plan.misses)
         at_step, wanted = self._at_step, self._wanted
-        for expert in event.experts:
-            key = first + expert
-            if key not in at_step:
-                self._cold += 1
-                self._cold_prefetched += key in wanted
+        cold = [key for key in keys if key not in at_step]
+        if cold:
+            self._cold += len(cold)
+            self._cold_prefetched += len(wanted.intersection(cold))
 
     def _layer_done(self, event: LayerDone, commands: tuple[Command, ...]) -> None:
         if event.waits and not self._in_prefill:
             self._stall_ns += sum([end - start for start, end in event.waits])
 
     def _batch_arrived(self, event: BatchArrived, commands: tuple[Command, ...]) -> None:
-        self._resident.update(load.key for load in self._batches.pop(event.batch).loads)
+        for load in self._batches.pop(event.batch).loads:
+            self._resident.add(load.key)
         if not self._in_prefill:
             # What crossed the link before decode began does not use decode time.
-            self._link_ns += max(0, event.time - max(event.started, self._mark))
+            self._link_ns += min(event.time - event.started, event.time - self._mark)
 
     def _submitted(self, submit: Submit) -> None:
         if submit.attempt > 1:

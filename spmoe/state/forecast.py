@@ -36,6 +36,9 @@ class Forecast:
     protects = False
     """Whether a wish for a resident counts as a use of it."""
 
+    expires = False
+    """Whether a queued prefetch that its layer turns out not to need is useless from then on."""
+
     looks_ahead = False
     """Whether `top_up` ever has a wish."""
 
@@ -64,9 +67,8 @@ class Forecast:
         """The target's own state says what the next layer will need."""
         return NOTHING
 
-    def layer_reached(self, event: LayerReached) -> bool:
-        """The truth about a layer; True if queued prefetches for it that are not needed are now useless."""
-        return False
+    def layer_reached(self, event: LayerReached) -> None:
+        """The truth about a layer."""
 
     def layer_done(self, event: LayerDone) -> None:
         """The current layer has computed."""

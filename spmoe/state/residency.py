@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from spmoe.state.commands import Load
+
 
 class VictimOrder(Protocol):
     """Decides who leaves a pool.  Keeps its own record of the keys that may be asked for."""
@@ -24,13 +26,6 @@ class Pool(NamedTuple):
 
     first: int
     slots: int
-
-
-class Claim(NamedTuple):
-    """A slot taken for a load, and the key that had to leave it."""
-
-    slot: int
-    evicted: int | None
 
 
 class Residency:
@@ -78,7 +73,7 @@ class Residency:
             return len(keys) <= slots
         return sum(key not in self.fixed for key in keys) <= slots - len(self.fixed)
 
-    def claim(self, key: int, demand: bool) -> Claim | None:
+    def claim(self, key: int, demand: bool) -> Load | None:
         """Take a slot for `key`, which goes in flight; None where no slot is free and nobody may leave."""
         pool = self._pool_of[key]
         evicted: int | None = None
@@ -93,7 +88,7 @@ class Residency:
         self.in_flight[key] = slot
         if not demand:  # A demanded key was touched when its layer was reached, in routing order.
             self.touch((key,))
-        return Claim(slot, evicted)
+        return Load(key, slot, evicted)
 
     def arrive(self, key: int) -> None:
         """The weights of `key` are in their slot."""

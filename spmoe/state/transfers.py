@@ -82,7 +82,7 @@ class TransferQueue:
         return head.purpose, [entry.key for entry in ordered]
 
     def take(self, key: int) -> None:
-        """Remove a queued key that is being submitted."""
+        """Remove a queued key, which is being submitted."""
         if key in self.demands:
             del self.demands[key]
         else:

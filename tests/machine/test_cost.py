@@ -65,7 +65,7 @@ def test_link() -> None:
 def test_draft() -> None:
     # The stated draft reads 200 bytes in 200 ns and spends 800 ns on its 4 layers; this one reads 100 in 2 layers.
     assert COST.draft_token_ns() == 100 + 400
-    assert [COST.draft_layer_ns(k) for k in range(3)] == [166, 167, 167]
+    assert [COST.draft_layers_ns(k, k + 1) for k in range(3)] == [166, 167, 167]
 
 
 def test_the_stated_draft_takes_the_stated_time() -> None:
@@ -135,7 +135,7 @@ def test_every_model_on_every_width(name: str) -> None:
     ):
         assert 0 < times[0] <= times[1] <= times[2]
     for cost in costs:
-        assert sum(cost.draft_layer_ns(k) for k in range(model.layers)) == cost.draft_token_ns()
+        assert sum(cost.draft_layers_ns(k, k + 1) for k in range(model.layers)) == cost.draft_token_ns()
 
 
 @given(st.integers(1, 600), st.integers(0, 5000))
