@@ -16,6 +16,7 @@ lint: .venv/test.done
 	$(BIN)/mypy
 
 bench: .venv/demo.done
+	$(BIN)/python -m benchmarks.readme_table
 	$(BIN)/python -m benchmarks.replay_speed
 
 .venv/created:

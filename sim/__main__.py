@@ -1,4 +1,4 @@
-"""`python -m sim`: replay, cutoff, check, import."""
+"""`python -m sim`: replay, cutoff, cost, check, import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from sim.cutoff import study_cutoff
 from sim.options import parser
 from sim.replay import replay
-from sim.report import console, progress_bar, show_cutoff, show_replay, show_summary
+from sim.report import console, progress_bar, show_cost, show_cutoff, show_replay, show_summary
+from sim.setting import resolve_setting
 from spmoe.errors import InputError
 from spmoe.files import atomic_write
 from spmoe.machine.geometry import draft_model, geometry
@@ -77,6 +78,13 @@ def run_cutoff(options: argparse.Namespace) -> None:
     show_cutoff(study, console(sys.stderr if options.json == "-" else sys.stdout))
 
 
+def run_cost(options: argparse.Namespace) -> None:
+    """Show what a layer of a full window takes, item by item."""
+    trace = TraceFile(options.trace)
+    setting = resolve_setting(trace.header, summarise(trace).longest_request, **_setting(options))
+    show_cost(setting, console(sys.stdout))
+
+
 def run_check(options: argparse.Namespace) -> None:
     """Read a trace to its end and print what it holds."""
     trace = TraceFile(options.trace)
@@ -125,6 +133,7 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "replay": run_replay,
     "cutoff": run_cutoff,
+    "cost": run_cost,
     "check": run_check,
     "import": run_import,
 }

@@ -102,8 +102,7 @@ class Driver:
                 if type(effect) is ComputeLanded:
                     outcome = self._compute_landed(effect)
                 else:
-                    duration, value = self._pass.outcome(effect)
-                    outcome = self._spend(duration, value)
+                    outcome = self._spend(*self._pass.outcome(effect))
                 if outcome is None:
                     return
         except StopIteration:
@@ -126,15 +125,17 @@ class Driver:
 
     def _compute_landed(self, effect: ComputeLanded) -> Outcome | None:
         """Compute what has landed, or leave the effect to the next arrival that brings something for it."""
-        first = effect.layer * self._experts
-        landed = tuple([key - first for key in self._landed if key - first in effect.missing])
-        if not landed:
-            self._awaited = effect
-            return None
-        self._awaited = None
-        self._landed.clear()
-        duration, _ = self._pass.outcome(Compute(effect.layer, landed))
-        return self._spend(duration, (self.now, landed))
+        if self._landed:
+            layer, missing = effect
+            first = layer * self._experts
+            landed = tuple([key - first for key in self._landed if key - first in missing])
+            self._landed.clear()
+            if landed:
+                self._awaited = None
+                duration, _ = self._pass.outcome(Compute(layer, landed))
+                return self._spend(duration, (self.now, landed))
+        self._awaited = effect
+        return None
 
     def _batch_arrived(self, batch: Submit, started: int, now: int) -> None:
         self._dispatch(BatchArrived(now, batch.batch, started))
@@ -155,8 +156,8 @@ class Driver:
             observe(event, commands)
         reply: Reply | None = None
         for command in commands:
-            if isinstance(command, Submit):
+            if type(command) is Submit:
                 self._link.submit(command, event.time)
             else:
-                reply = command
+                reply = command  # type: ignore[assignment]
         return reply

@@ -18,13 +18,14 @@ Arrived = Callable[[Submit, int, int], None]
 class _Arrival(simpy.Event):
     """The end of a transfer.  Urgent: at equal times what arrives is known before what was computed."""
 
-    def __init__(self, env: simpy.Environment, delay: int, batch: Submit, started: int) -> None:
+    def __init__(self, env: simpy.Environment, now: int, batch: Submit, started: int, ended: int) -> None:
         super().__init__(env)
         self._ok = True
         self._value = None
         self.batch = batch
         self.started = started
-        env.schedule(self, URGENT, delay)
+        self.ended = ended
+        env.schedule(self, URGENT, ended - now)
 
 
 class Link:
@@ -44,11 +45,14 @@ class Link:
     def submit(self, batch: Submit, now: int) -> None:
         """Put a batch on the link at `now`, which may be ahead of the event queue."""
         started = max(now + self._latency_ns, self._free_at)
-        self._free_at = started + len(batch.loads) * self._load_ns + (copies(batch.loads) - 1) * self._copy_ns
-        arrival = _Arrival(self._env, self._free_at - int(self._env.now), batch, started)
-        assert arrival.callbacks is not None
+        loads = batch.loads
+        duration = len(loads) * self._load_ns
+        if len(loads) > 1:
+            duration += (copies(loads) - 1) * self._copy_ns
+        self._free_at = started + duration
+        arrival = _Arrival(self._env, int(self._env.now), batch, started, self._free_at)
         arrival.callbacks.append(self._over)
 
     def _over(self, arrival: simpy.Event) -> None:
-        assert isinstance(arrival, _Arrival)
-        self._arrived(arrival.batch, arrival.started, int(self._env.now))
+        assert type(arrival) is _Arrival
+        self._arrived(arrival.batch, arrival.started, arrival.ended)

@@ -47,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
     _add_setting(cut)
     cut.add_argument("--json", metavar="FILE", help="write both cutoffs and the sweep as JSON; - for standard output")
 
+    cost = commands.add_parser("cost", help="where the times come from: the cost model, item by item")
+    cost.add_argument("trace", metavar="TRACE", help="for its model, draft and longest request")
+    _add_setting(cost)
+
     check = commands.add_parser("check", help="read a trace strictly and say what it holds")
     check.add_argument("trace", metavar="TRACE")
 

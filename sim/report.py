@@ -15,6 +15,9 @@ from rich.text import Text
 from sim.cutoff import CutoffStudy
 from sim.replay import Replay
 from sim.runner import Progress as Told
+from sim.setting import Setting
+from spmoe.config import even_window
+from spmoe.machine.units import format_ms
 from spmoe.results.bound import Bound
 from spmoe.results.result import Result
 from spmoe.trace.schema import Header
@@ -122,6 +125,27 @@ def show_cutoff(study: CutoffStudy, out: Console) -> None:
             _number(metrics.stall_fraction, ".0%"),
             ", ".join(marks),
         )
+    out.print(table)
+
+
+def show_cost(setting: Setting, out: Console) -> None:
+    """The items of one layer of a full window, of a load and of a draft token."""
+    window = setting.gamma + 1
+    touched, tokens = even_window(setting.geometry, window)
+    out.print(Text(f"{setting.geometry.name} on {setting.describe()}"), soft_wrap=True)
+    out.print(
+        Text(
+            f"one layer for {window} tokens after {setting.longest_request:,}, with {round(touched)} experts of "
+            f"{tokens} tokens each (what an even choice gives), all resident:"
+        ),
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("item")
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("from")
+    for item in setting.cost.explain(window, setting.longest_request, (tokens,) * round(touched)):
+        table.add_row(item.name, format_ms(item.ns), Text(item.formula))
     out.print(table)
 
 

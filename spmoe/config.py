@@ -8,6 +8,7 @@ from math import ceil
 
 from spmoe.errors import InputError
 from spmoe.machine.cost import CostModel
+from spmoe.machine.geometry import Geometry
 from spmoe.policy.cutoff import Cutoff, analytical_cutoff
 from spmoe.policy.horizon import CutoffLayer
 from spmoe.policy.planner import Pace
@@ -46,6 +47,15 @@ class SchedulerConfig:
             raise ValueError(f"cutoff must be within 0..{self.layers}, not {self.cutoff}")
 
 
+def even_window(model: Geometry, tokens: int) -> tuple[Fraction, int]:
+    """Expected distinct experts of a layer for so many tokens, were all chosen evenly, and tokens per expert (rounded).
+
+    The first is a fraction, so that what follows from it is the same on every machine.
+    """
+    touched = model.experts * (1 - (1 - Fraction(model.top_k, model.experts)) ** tokens)
+    return touched, round(tokens * model.top_k / touched)
+
+
 def configure(
     recipe: Recipe, cost: CostModel, slots: int, gamma: int, context: int, cutoff: int | None = None
 ) -> tuple[SchedulerConfig, Cutoff | None]:
@@ -56,9 +66,7 @@ def configure(
     """
     model = cost.geometry
     window = recipe.speculation.gamma(gamma) + 1
-    # Expected distinct experts of a window, were every token to choose evenly; as a fraction, to be exact everywhere.
-    touched = model.experts * (1 - (1 - Fraction(model.top_k, model.experts)) ** window)
-    tokens = round(window * model.top_k / touched)
+    touched, tokens = even_window(model, window)
     expert_bytes = model.expert_bytes(cost.bits)
     pace = Pace(
         load_bytes=expert_bytes,

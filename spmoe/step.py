@@ -92,7 +92,7 @@ def step(dispatch: Dispatch, time: int, limit: int, layers: int) -> Program:
     `limit` is the most tokens that may be drafted, `layers` the number of MoE layers.
     """
     speculate = dispatch(StepBegun(time, limit))
-    assert isinstance(speculate, Speculate)
+    assert type(speculate) is Speculate
     for token in range(speculate.gamma):
         for first in range(0, speculate.layers, speculate.group):
             end = min(first + speculate.group, speculate.layers)
@@ -121,7 +121,7 @@ def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
     for layer in range(layers):
         time, (experts, tokens, next_gate) = yield Attention(layer)
         plan = dispatch(LayerReached(time, layer, experts, tokens))
-        assert isinstance(plan, LayerPlan)
+        assert type(plan) is LayerPlan
         if next_gate is not None:
             dispatch(GatePredicted(time, layer + 1, next_gate))
         if plan.hits:

@@ -7,7 +7,8 @@ large batch makes a demand load wait behind it and delays its own first expert. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from heapq import nsmallest
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from spmoe.state.commands import Load, Purpose
@@ -78,10 +79,16 @@ class Planner:
 
     def next_batch(self, queue: TransferQueue) -> tuple[Purpose, list[int]] | None:
         """Purpose and keys of the next batch, or None where nothing is queued.  Takes nothing out of the queue."""
-        batch = queue.next(self.loads_per_batch)
-        if batch is not None and len(batch[1]) > 1:
-            batch[1].sort()
-        return batch
+        count = self.loads_per_batch
+        if queue.demands:
+            return Purpose.DEMAND, sorted(islice(queue.demands, count))
+        head = queue.first_prefetch()
+        if head is None:
+            return None
+        if count == 1:
+            return head.purpose, [head.key]
+        alike = (prefetch for prefetch in queue.prefetches.values() if prefetch.purpose is head.purpose)
+        return head.purpose, sorted([prefetch.key for prefetch in nsmallest(count, alike)])
 
 
 def copies(loads: tuple[Load, ...]) -> int:

@@ -196,7 +196,7 @@ class MetricsFold:
 
     def _layer_reached(self, event: LayerReached, commands: tuple[Command, ...]) -> None:
         plan = commands[-1]
-        assert isinstance(plan, LayerPlan)
+        assert type(plan) is LayerPlan
         first = event.layer * self._experts
         keys = [first + expert for expert in event.experts]
         if self._unused:

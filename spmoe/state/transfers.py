@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, nsmallest
-from itertools import islice
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from spmoe.state.commands import Purpose, Submit
@@ -66,20 +65,14 @@ class TransferQueue:
         for key in [key for key in self.prefetches if first_key <= key < end_key]:
             del self.prefetches[key]
 
-    def next(self, count: int) -> tuple[Purpose, list[int]] | None:
-        """What should travel next: a purpose, and up to `count` keys in order; None where nothing is queued.
-
-        Demand overtakes everything.
-        """
-        if self.demands:
-            return Purpose.DEMAND, list(islice(self.demands, count))
-        head = self._head()
-        if head is None:
-            return None
-        if count == 1:
-            return head.purpose, [head.key]
-        ordered = nsmallest(count, (entry for entry in self.prefetches.values() if entry.purpose is head.purpose))
-        return head.purpose, [entry.key for entry in ordered]
+    def first_prefetch(self) -> Prefetch | None:
+        """The prefetch that should travel next; None where none is queued."""
+        while self._heap:
+            head = self._heap[0]
+            if self.prefetches.get(head.key) is head:
+                return head
+            heappop(self._heap)
+        return None
 
     def take(self, key: int) -> None:
         """Remove a queued key, which is being submitted."""
@@ -87,11 +80,3 @@ class TransferQueue:
             del self.demands[key]
         else:
             del self.prefetches[key]
-
-    def _head(self) -> Prefetch | None:
-        while self._heap:
-            head = self._heap[0]
-            if self.prefetches.get(head.key) is head:
-                return head
-            heappop(self._heap)
-        return None
