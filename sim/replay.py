@@ -6,9 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal
 
 from sim.runner import Progress, Runner
 from sim.setting import Setting, resolve_setting
@@ -28,6 +26,9 @@ from spmoe.results.timeline import TimelineWriter
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import Trace
 from spmoe.trace.summary import TraceSummary, summarise
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BASELINE = "on-demand.lru"
 
@@ -67,6 +68,8 @@ class Replay:
 
     def table(self) -> pd.DataFrame:
         """One row per policy, the columns of the JSON results."""
+        import pandas as pd  # Slow to import, and the command line has no use for it.
+
         return pd.DataFrame([result.to_json() for result in self.results]).set_index("policy")
 
 

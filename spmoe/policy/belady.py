@@ -8,9 +8,8 @@ next use is there for nothing, and after each layer the keys with the nearest ne
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
 
 from spmoe.trace.windows import Request, fixed_windows
 
@@ -20,36 +19,62 @@ Requests = Callable[[], Iterator[Request]]
 _NEVER = 0xFFFF
 
 
-class MinLoads(NamedTuple):
-    """What MIN comes to on the windows of a trace."""
+class Min:
+    """The cache of MIN as it moves along the windows of a trace."""
 
-    loads: int
-    needs: int
-    tokens: int
-    """Output tokens."""
-    steps: int
+    def __init__(self, requests: Requests, gamma: int, layers: int, experts: int, slots: int) -> None:
+        """Reads the windows of `gamma` drafted tokens once, to know when each need comes again.
 
+        That takes two bytes per need; nothing else of the future is held.
+        """
+        self.loads = 0
+        """Loads so far."""
+        self.needs = 0
+        """Distinct experts needed so far, summed over visits."""
+        self._layers = layers
+        self._experts = experts
+        self._slots = slots
+        self._distances, first_use = _distances(requests, gamma, experts)
+        self._next_visit = {key: window * layers + key // experts for key, window in first_use.items()}
+        """For every key that will be needed again, the visit (window * layers + layer) that needs it next."""
+        self._cache: set[int] = set()
+        self._farthest: list[tuple[int, int]] = []
+        self._window = -1
 
-def min_loads(requests: Requests, gamma: int, layers: int, experts: int, slots: int) -> MinLoads:
-    """Run MIN with `slots` slots over all windows of `gamma` drafted tokens.
+    def refill(self) -> None:
+        """A prefill line: the keys with the nearest next use come for nothing."""
+        by_next_visit = sorted(self._next_visit, key=lambda key: (self._next_visit[key], key))
+        self._cache = set(by_next_visit[: self._slots])
+        self._rebuild_heap()
 
-    Two passes over the trace.  The first writes, in two bytes per need, how many windows later the same key is needed
-    again; nothing else of the future is held.
-    """
-    distances, first_use = _distances(requests, gamma, experts)
-    run = _Min(distances, {key: window * layers + key // experts for key, window in first_use.items()}, slots)
-    at = needs = tokens = number = 0
-    for request in requests():
-        if request.prefill is not None:
-            run.refill()
-        for window in fixed_windows(request, gamma):
-            tokens += window.accepted + 1
-            for layer, routing in enumerate(window.routing()):
-                run.visit(at, number * layers + layer, layers, [layer * experts + expert for expert in routing.experts])
-                at += len(routing.experts)
-            number += 1
-        needs = at
-    return MinLoads(run.loads, needs, tokens, number)
+    def visit(self, layer: int, needed: Sequence[int]) -> None:
+        """The next visit: of `layer`, which needs these experts.  Layer 0 begins a window."""
+        self._window += layer == 0
+        cache, visit, first = self._cache, self._window * self._layers + layer, layer * self._experts
+        for expert in needed:
+            key = first + expert
+            self.loads += key not in cache
+            distance = self._distances[self.needs]
+            self.needs += 1
+            if distance == _NEVER:
+                self._next_visit.pop(key, None)
+                cache.discard(key)
+            else:
+                due = visit + distance * self._layers
+                self._next_visit[key] = due
+                cache.add(key)
+                heappush(self._farthest, (-due, key))
+        if len(self._farthest) > 64 + 4 * self._slots:
+            self._rebuild_heap()
+        while len(cache) > self._slots:
+            minus_due, key = heappop(self._farthest)
+            if key in cache and self._next_visit[key] == -minus_due:
+                cache.remove(key)
+
+    def _rebuild_heap(self) -> None:
+        """Entries of keys that were used again stay behind in the heap; they must not pile up."""
+        self._farthest = [(-self._next_visit[key], key) for key in self._cache]
+        heapify(self._farthest)
 
 
 def _distances(requests: Requests, gamma: int, experts: int) -> tuple[array[int], dict[int, int]]:
@@ -73,48 +98,3 @@ def _distances(requests: Requests, gamma: int, experts: int) -> tuple[array[int]
                     distances.append(_NEVER)
             number += 1
     return distances, first_use
-
-
-class _Min:
-    """The cache of MIN as it moves along the visits of layers."""
-
-    def __init__(self, distances: array[int], next_visit: dict[int, int], slots: int) -> None:
-        """`next_visit` holds, for every key, the visit that needs it next."""
-        self.loads = 0
-        self._distances = distances
-        self._next_visit = next_visit
-        self._slots = slots
-        self._cache: set[int] = set()
-        self._farthest: list[tuple[int, int]] = []
-
-    def refill(self) -> None:
-        """A prefill line: the keys with the nearest next use come for nothing."""
-        by_next_visit = sorted(self._next_visit, key=lambda key: (self._next_visit[key], key))
-        self._cache = set(by_next_visit[: self._slots])
-        self._rebuild_heap()
-
-    def visit(self, at: int, visit: int, layers: int, needed: list[int]) -> None:
-        """A visit of a layer that needs these keys; their distances begin at `at`."""
-        cache = self._cache
-        for offset, key in enumerate(needed):
-            self.loads += key not in cache
-            distance = self._distances[at + offset]
-            if distance == _NEVER:
-                self._next_visit.pop(key, None)
-                cache.discard(key)
-            else:
-                due = visit + distance * layers
-                self._next_visit[key] = due
-                cache.add(key)
-                heappush(self._farthest, (-due, key))
-        if len(self._farthest) > 64 + 4 * self._slots:
-            self._rebuild_heap()
-        while len(cache) > self._slots:
-            minus_due, key = heappop(self._farthest)
-            if key in cache and self._next_visit[key] == -minus_due:
-                cache.remove(key)
-
-    def _rebuild_heap(self) -> None:
-        """Entries of keys that were used again stay behind in the heap; they must not pile up."""
-        self._farthest = [(-self._next_visit[key], key) for key in self._cache]
-        heapify(self._farthest)

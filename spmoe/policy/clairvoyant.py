@@ -10,7 +10,7 @@ from array import array
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from spmoe.policy.belady import Requests
 from spmoe.policy.prefetch import Scope
@@ -91,6 +91,8 @@ class FutureForecast(Forecast, VictimOrder):
         """A heap of (visit, key): uses to come for which nothing was wished yet.  May hold outdated ones."""
         self._here: set[int] = set()
         """Keys on the GPU, on their way, or wished for."""
+        self._leaving: list[tuple[int, int]] = []
+        """A heap of (-next use, key): who is needed farthest away.  May hold outdated entries."""
         self._stuck = False
         """No prefetch finds a slot before another layer has computed."""
 
@@ -101,6 +103,7 @@ class FutureForecast(Forecast, VictimOrder):
                 key, visit = layer * self._experts + expert, self._visits - self._layers + layer
                 self._uses.setdefault(key, deque()).appendleft(visit)
                 heappush(self._wanted, (visit, key))
+                self._note(key)
         self._stuck = False
         return ()
 
@@ -113,7 +116,12 @@ class FutureForecast(Forecast, VictimOrder):
         else:
             self._visits += 1
         for expert in event.experts:
-            self._uses[event.layer * self._experts + expert].popleft()
+            key = event.layer * self._experts + expert
+            self._uses[key].popleft()
+            self._note(key)
+        if len(self._leaving) > 64 + 4 * len(self._here):
+            self._leaving = [(-self._next_use(key), key) for key in self._here]
+            heapify(self._leaving)
 
     def layer_done(self, event: LayerDone) -> None:
         self._stuck = False
@@ -124,11 +132,15 @@ class FutureForecast(Forecast, VictimOrder):
             visit, key = heappop(self._wanted)
             if key not in self._here and self._next_use(key) == visit:
                 self._here.add(key)
+                self._note(key)
                 wishes.append(Wish(key, visit, 0))
         return wishes
 
     def touch(self, keys: Iterable[int]) -> None:
-        self._here.update(keys)
+        for key in keys:
+            if key not in self._here:
+                self._here.add(key)
+                self._note(key)
 
     def forget(self, key: int) -> None:
         self._here.discard(key)
@@ -138,15 +150,34 @@ class FutureForecast(Forecast, VictimOrder):
     def victim(self, pool: int, evictable: Container[int], key: int, demand: bool) -> int | None:
         if self._stuck and not demand:
             return None
-        farthest = max([(self._next_use(other), other) for other in self._here if other in evictable], default=None)
-        if farthest is not None and (demand or farthest[0] > self._next_use(key)):
-            return farthest[1]
+        farthest = self._farthest_of(evictable)
+        if farthest is not None and (demand or self._next_use(farthest) > self._next_use(key)):
+            return farthest
         self._stuck = not demand
         return None
+
+    def _farthest_of(self, evictable: Container[int]) -> int | None:
+        farthest, pinned = None, []
+        while self._leaving:
+            minus_use, key = self._leaving[0]
+            if key in self._here and self._next_use(key) == -minus_use:
+                if key in evictable:
+                    farthest = key
+                    break
+                pinned.append(self._leaving[0])
+            heappop(self._leaving)
+        for entry in pinned:
+            heappush(self._leaving, entry)
+        return farthest
 
     def _next_use(self, key: int) -> int:
         uses = self._uses.get(key)
         return uses[0] if uses else FAR
+
+    def _note(self, key: int) -> None:
+        """The next use of `key` has changed, or it is new here."""
+        if key in self._here:
+            heappush(self._leaving, (-self._next_use(key), key))
 
     def _read_ahead(self) -> None:
         end = self._visits + WINDOWS_AHEAD * self._layers
@@ -159,6 +190,8 @@ class FutureForecast(Forecast, VictimOrder):
                 uses = self._uses.setdefault(key, deque())
                 uses.append(visit)
                 heappush(self._wanted, (visit, key))
+                if len(uses) == 1:
+                    self._note(key)
             if word & _LAST:
                 visit += 1
             at += 1

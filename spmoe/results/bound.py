@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spmoe.machine.cost import CostModel
-from spmoe.policy.belady import Requests, min_loads
+from spmoe.policy.belady import Min, Requests
 from spmoe.trace.windows import fixed_windows
 
 
@@ -49,25 +49,29 @@ class Bound:
 
 
 def bound(requests: Requests, cost: CostModel, gamma: int, slots: int) -> Bound:
-    """The bound of windows with `gamma` drafted tokens on a cache of `slots`; takes three passes over the trace."""
+    """The bound of windows with `gamma` drafted tokens on a cache of `slots`; takes two passes over the trace."""
     model = cost.geometry
-    least = min_loads(requests, gamma, model.layers, model.experts, slots)
-    compute = widest = stand_ins = 0
+    cache = Min(requests, gamma, model.layers, model.experts, slots)
+    compute = widest = stand_ins = tokens = steps = 0
     for request in requests():
+        if request.prefill is not None:
+            cache.refill()
         for window in fixed_windows(request, gamma):
-            tokens = len(window.inputs)
-            stand_ins += window.stand_ins
-            compute += model.layers * cost.layer_ns(tokens, request.position + tokens)
-            for routing in window.routing():
+            size = len(window.inputs)
+            compute += model.layers * cost.layer_ns(size, request.position + size)
+            for layer, routing in enumerate(window.routing()):
+                cache.visit(layer, routing.experts)
                 compute += sum(map(cost.expert_ns, routing.tokens))
                 widest = max(widest, len(routing.experts))
-    link = least.loads * cost.transfer_ns(model.expert_bytes(cost.bits))
+            tokens += window.accepted + 1
+            stand_ins += window.stand_ins
+            steps += 1
     return Bound(
-        loads=least.loads,
-        needs=least.needs,
-        tokens=least.tokens,
-        steps=least.steps,
-        link_ns=link,
+        loads=cache.loads,
+        needs=cache.needs,
+        tokens=tokens,
+        steps=steps,
+        link_ns=cache.loads * cost.transfer_ns(model.expert_bytes(cost.bits)),
         compute_ns=compute,
         widest=widest,
         stand_ins=stand_ins,

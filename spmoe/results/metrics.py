@@ -103,6 +103,10 @@ class Metrics:
         return self.link_busy_ns / self.decode_ns if self.decode_ns else None
 
 
+Span = tuple[int, int]
+"""From when to when, in ns."""
+
+
 class MetricsFold:
     """Watches a run; `result()` tells the totals so far."""
 
@@ -122,6 +126,10 @@ class MetricsFold:
         """Of those, not needed since."""
         self._in_prefill = False
         self._mark = self._request_at = self._drafted_at = 0
+        self._moved: list[Span] = []
+        """Transfers that ended since the last step did."""
+        self._decoded: list[Span] = []
+        """Decode time that the transfer under way may have begun in."""
         self._watched: dict[type[Event], Callable[..., None]] = {
             RequestBegun: self._request_begun,
             PrefillBegun: self._prefill_begun,
@@ -192,6 +200,13 @@ class MetricsFold:
         self._tokens += event.accepted + 1
         self._decode_ns += event.time - self._mark
         self._verify_ns += event.time - self._drafted_at
+        decoded = (self._mark, event.time)
+        self._link_ns += _overlap(decoded, self._moved)
+        self._moved.clear()
+        if self._batches:
+            self._decoded.append(decoded)
+        else:
+            self._decoded.clear()
         self._mark = event.time
 
     def _layer_reached(self, event: LayerReached, commands: tuple[Command, ...]) -> None:
@@ -221,9 +236,11 @@ class MetricsFold:
     def _batch_arrived(self, event: BatchArrived, commands: tuple[Command, ...]) -> None:
         for load in self._batches.pop(event.batch).loads:
             self._resident.add(load.key)
-        if not self._in_prefill:
-            # What crossed the link before decode began does not use decode time.
-            self._link_ns += min(event.time - event.started, event.time - self._mark)
+        # A transfer may begin or end in a prompt, or end after the last step: only its share of decode time counts.
+        moved = (event.started, event.time)
+        self._link_ns += _overlap(moved, self._decoded)
+        self._decoded.clear()  # The next transfer begins when this one ends, or later.
+        self._moved.append(moved)
 
     def _submitted(self, submit: Submit) -> None:
         if submit.attempt > 1:
@@ -240,3 +257,9 @@ class MetricsFold:
                 self._wanted.add(load.key)
                 self._unused.add(load.key)
                 self._prefetched += 1
+
+
+def _overlap(span: Span, others: list[Span]) -> int:
+    """How much of `span` the others cover; they do not overlap each other."""
+    start, end = span
+    return sum([max(0, min(end, other_end) - max(start, other_start)) for other_start, other_end in others])
