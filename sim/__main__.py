@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from sim.cutoff import study_cutoff
@@ -48,20 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_replay(options: argparse.Namespace) -> None:
     """Replay a trace, print the table, write what was asked for."""
     policies: str | list[str] = "all" if options.policy == ["all"] else options.policy
-    count = len(RECIPES) if policies == "all" else len(policies)
-    tokens = TraceFile(options.trace).header.tokens
-    with progress_bar(count * tokens, "tokens") as progress:
-        result = replay(
-            options.trace,
-            policies,
-            **_setting(options),
-            cutoff=options.cutoff,
-            log=options.log,
-            timeline=options.timeline,
-            progress=progress,
-        )
-    if options.json is not None:
-        write_json(options.json, result.to_json())
+    header = TraceFile(options.trace).header
+    runs = len(RECIPES) if policies == "all" else len(policies)
+    if options.cutoff == "best":
+        runs += runs * (header.model.layers + 1)  # An upper limit: not every policy has a cutoff to try.
+    with json_output(options.json) as write_json:
+        with progress_bar(runs * header.tokens, "tokens") as progress:
+            result = replay(
+                options.trace,
+                policies,
+                **_setting(options),
+                cutoff=options.cutoff,
+                log=options.log,
+                timeline=options.timeline,
+                progress=progress,
+            )
+        write_json(result.to_json())
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     # With the JSON on standard output, the table must not spoil it.
@@ -71,10 +74,10 @@ def run_replay(options: argparse.Namespace) -> None:
 def run_cutoff(options: argparse.Namespace) -> None:
     """Explain the analytical cutoff and find the empirical one."""
     trace = TraceFile(options.trace)
-    with progress_bar((trace.header.model.layers + 1) * trace.header.tokens, "tokens") as progress:
-        study = study_cutoff(trace, options.policy, progress=progress, **_setting(options))
-    if options.json is not None:
-        write_json(options.json, study.to_json())
+    with json_output(options.json) as write_json:
+        with progress_bar((trace.header.model.layers + 1) * trace.header.tokens, "tokens") as progress:
+            study = study_cutoff(trace, options.policy, progress=progress, **_setting(options))
+        write_json(study.to_json())
     show_cutoff(study, console(sys.stderr if options.json == "-" else sys.stdout))
 
 
@@ -116,14 +119,17 @@ def run_import(options: argparse.Namespace) -> None:
     print(f"{options.out}: {header.tokens:,} tokens of {model.name}; {header.source.how}")
 
 
-def write_json(path: str, document: Mapping[str, Any]) -> None:
-    """Write a document to a file, whole or not at all, or to standard output where the path is "-"."""
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    if path == "-":
-        sys.stdout.write(text)
+@contextmanager
+def json_output(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], object]]:
+    """A function that writes a document: to a file, whole or not at all, to standard output ("-"), or nowhere (None).
+
+    The file is opened at once, so that one that cannot be written is refused before any work.
+    """
+    if path is None:
+        yield lambda document: None
         return
-    with atomic_write(path) as stream:
-        stream.write(text)
+    with nullcontext(sys.stdout) if path == "-" else atomic_write(path) as stream:
+        yield lambda document: stream.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def _setting(options: argparse.Namespace) -> dict[str, Any]:

@@ -82,5 +82,10 @@ def _add_setting(command: argparse.ArgumentParser) -> None:
 
 
 def cutoff(text: str) -> int | Literal["best"]:
-    """A number of layers, or "best"."""
-    return "best" if text == "best" else int(text)
+    """A number of layers, or "best"; ArgumentTypeError for anything else."""
+    if text == "best":
+        return "best"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of layers, or best, got {text!r}") from None

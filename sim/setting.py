@@ -90,7 +90,7 @@ def resolve_setting(
     width = parse_bits(bits)
     memory = machine.gpu.memory_bytes
     if vram is not None:
-        memory = parse_size(vram) if isinstance(vram, str) else vram
+        memory = _memory(vram)
     budget = memory_budget(model, width, draft, longest_request, memory)
     return Setting(
         geometry=model,
@@ -103,6 +103,15 @@ def resolve_setting(
         gamma=gamma,
         longest_request=longest_request,
     )
+
+
+def _memory(vram: str | int) -> int:
+    if isinstance(vram, int):
+        return vram
+    try:
+        return parse_size(vram)
+    except InputError as error:
+        raise InputError(f"vram: {error}") from None
 
 
 def _slots(model: Geometry, budget: MemoryBudget, cache: float | None, slots: int | None) -> int:

@@ -41,6 +41,8 @@ class SchedulerConfig:
         for name in ("layers", "experts", "top_k", "slots", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if min(self.pace) < 0 or self.pace.load_bytes == 0 or self.pace.transfer_ns == 0:
+            raise ValueError(f"times and sizes must be positive, but pace is {self.pace}")
         if self.gamma < 0:
             raise ValueError(f"gamma must not be negative, but is {self.gamma}")
         if not 0 <= self.cutoff <= self.layers:

@@ -17,10 +17,10 @@ from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
 from spmoe.policy.clairvoyant import Future
 from spmoe.policy.planner import Pace
-from spmoe.scheduler import IllegalEvent, Scheduler
+from spmoe.scheduler import IllegalEvent, Scheduler, TransferFailed
 from spmoe.state import events as event_types
 from spmoe.state.commands import Command, Submit
-from spmoe.state.events import Event, RequestBegun
+from spmoe.state.events import Computed, DraftPredicted, Event, GatePredicted, LayerReached, RequestBegun
 from spmoe.state.keys import expert_key, layer_and_expert
 
 FORMAT = "spmoe-log"
@@ -123,7 +123,7 @@ def verify_log(path: str | Path, future: Future | None = None) -> Verified:
 
 def _open(path: str | Path) -> IO[str]:
     try:
-        return open(path, encoding="utf-8")
+        return open(path, encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -154,7 +154,17 @@ def _read_event(entry: dict[str, Any], experts: int) -> Event:
     if name == "RequestBegun":
         entry["popular"] = [expert_key(layer, expert, experts) for layer, expert in entry["popular"]]
     event: Event = _EVENTS[name](**{field: _tuples(value) for field, value in entry.items()})
+    for expert in _named_experts(event):
+        if not 0 <= expert < experts:
+            raise ValueError(f"expert {expert!r} is out of range 0..{experts - 1}")
     return event
+
+
+def _named_experts(event: Event) -> Iterator[int]:
+    if isinstance(event, LayerReached | Computed):
+        yield from event.experts
+    elif isinstance(event, DraftPredicted | GatePredicted):
+        yield from (expert for forecast in event.forecasts for expert, _ in forecast)
 
 
 def _tuples(value: Any) -> Any:
@@ -166,5 +176,5 @@ def _at(path: str | Path, number: int) -> Iterator[None]:
     """Whatever turns out to be wrong with a line is told with its place."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, IllegalEvent) as error:
+    except (IllegalEvent, LookupError, RecursionError, TransferFailed, TypeError, ValueError) as error:
         raise InputError(f"{path}:{number}: {error}") from None

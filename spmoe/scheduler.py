@@ -12,6 +12,7 @@ from enum import Enum
 from typing import NoReturn
 
 from spmoe.config import SchedulerConfig
+from spmoe.policy.admission import InitialOnly
 from spmoe.policy.clairvoyant import Future
 from spmoe.policy.planner import Planner
 from spmoe.policy.prefetch import Scope
@@ -136,7 +137,7 @@ class Scheduler:
         self._phase = Phase.READY
         self._may_prefill = True
         initial = self.recipe.placement.initial(event.popular, self.config.slots)
-        self.residency.fix(initial if "popularity" in self.recipe.needs else ())
+        self.residency.fix(initial if isinstance(self.recipe.admission, InitialOnly) else ())
         self._wish([Wish(key, event.time, 0) for key in sorted(initial)], Purpose.PRELOAD)
         self._wish(self.forecast.request_begun(event), Purpose.PREFETCH)
 
@@ -200,7 +201,7 @@ class Scheduler:
     def _layer_reached(self, event: LayerReached) -> LayerPlan:
         if self._phase is Phase.DRAFTING and self._drafted == self._gamma:
             self._enter_layers(Phase.VERIFY)
-        if not (self._phase in (Phase.PREFILL, Phase.VERIFY) and event.layer == self._next_layer):
+        if not (self._phase in (Phase.PREFILL, Phase.VERIFY) and event.layer == self._next_layer < self.config.layers):
             self._refuse(event)
         self._next_layer += 1
         residency, queue = self.residency, self.queue
@@ -233,7 +234,7 @@ class Scheduler:
         return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), waves)
 
     def _gate_predicted(self, event: GatePredicted) -> None:
-        if not (self._phase is Phase.LAYER and event.layer == self._next_layer):
+        if not (self._phase is Phase.LAYER and event.layer == self._next_layer < self.config.layers):
             self._refuse(event)
         self._wish(self.forecast.gate_predicted(event), Purpose.PREFETCH)
 
@@ -244,6 +245,7 @@ class Scheduler:
         if not (
             self._phase is Phase.LAYER
             and event.layer == self._next_layer - 1
+            and len(set(keys)) == len(keys)
             and all(key in pinned and key in resident for key in keys)
         ):
             self._refuse(event)

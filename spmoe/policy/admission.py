@@ -15,9 +15,4 @@ class InitialOnly:
     """The initial contents are fixed; every other load streams through the slots that are left."""
 
 
-@dataclass(frozen=True, slots=True)
-class UntilLastUse:
-    """A load stays as long as the plan of the future keeps it; an expert past its planned use gives up its slot."""
-
-
-Admission = Always | InitialOnly | UntilLastUse
+Admission = Always | InitialOnly

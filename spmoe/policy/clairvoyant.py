@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from typing import ClassVar
 
 from spmoe.policy.belady import Requests
 from spmoe.policy.prefetch import Scope
@@ -50,7 +51,7 @@ class Future:
 class Clairvoyant:
     """Knows every window to come."""
 
-    needs: frozenset[str] = frozenset({"future"})
+    needs: ClassVar[frozenset[str]] = frozenset({"future"})
 
     def forecast(self, scope: Scope, future: Future | None) -> Forecast:
         """A forecast that reads the future; ValueError without one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from spmoe.errors import InputError
 from spmoe.state.residency import Pool
@@ -12,6 +13,8 @@ from spmoe.state.residency import Pool
 @dataclass(frozen=True, slots=True)
 class GlobalPool:
     """One pool: any expert may use any slot.  Empty at the start."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def pools(self, layers: int, experts: int, slots: int) -> tuple[Pool, ...]:
         """The pools, in order of slots."""
@@ -55,6 +58,7 @@ class LayerPools(GlobalPool):
 class PopularSet(GlobalPool):
     """One pool that starts with the most popular experts; `staging` slots are left for the others."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"popularity"})
     staging: int = 2
 
     def initial(self, popular: Sequence[int], slots: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from spmoe.state.events import DraftPredicted, GatePredicted, StepBegun
 from spmoe.state.events import Forecast as TokenForecast
@@ -46,7 +46,7 @@ class Scope(NamedTuple):
 class NoPredictor:
     """Nothing is predicted: every load is on demand."""
 
-    needs: frozenset[str] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def forecast(self, scope: Scope, future: Future | None) -> Forecast:
         """A forecast that wishes for nothing."""
@@ -65,7 +65,7 @@ class DraftGate:
     top_n: int | None = 1
     group: int = 8
     protect: bool = True
-    needs: frozenset[str] = frozenset({"draft"})
+    needs: ClassVar[frozenset[str]] = frozenset({"draft"})
 
     def forecast(self, scope: Scope, future: Future | None) -> Forecast:
         """A forecast fed by `DraftPredicted`."""
@@ -77,7 +77,7 @@ class NextGate:
     """The target's state at one layer through the router of the next; `top_n` as in `DraftGate`."""
 
     top_n: int | None = None
-    needs: frozenset[str] = frozenset({"next_gate"})
+    needs: ClassVar[frozenset[str]] = frozenset({"next_gate"})
 
     def forecast(self, scope: Scope, future: Future | None) -> Forecast:
         """A forecast fed by `GatePredicted`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spmoe.policy.admission import Admission, Always, InitialOnly
+from spmoe.policy.admission import Admission, Always
 from spmoe.policy.clairvoyant import Clairvoyant, Farthest
 from spmoe.policy.eviction import Lru
 from spmoe.policy.horizon import Horizon, NextLayer
@@ -42,8 +42,7 @@ class Recipe:
     @property
     def needs(self) -> frozenset[str]:
         """What a trace or machine must offer: "draft" or "next_gate" forecasts, "future", "popularity"."""
-        popularity = {"popularity"} if isinstance(self.admission, InitialOnly) else set()
-        return self.predictor.needs | popularity
+        return self.predictor.needs | self.placement.needs
 
     @property
     def fetch_only(self) -> bool:

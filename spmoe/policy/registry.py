@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from spmoe.errors import InputError
-from spmoe.policy.admission import InitialOnly, UntilLastUse
+from spmoe.policy.admission import InitialOnly
 from spmoe.policy.clairvoyant import Clairvoyant, Farthest
 from spmoe.policy.horizon import CutoffLayer, NextLayer, Unlimited
 from spmoe.policy.placement import LayerPools, PopularSet
@@ -77,7 +77,6 @@ RECIPES = registry(
             source="Belady 1966; Cao et al., SIGMETRICS 1995 (conservative prefetching)",
             predictor=Clairvoyant(),
             horizon=Unlimited(),
-            admission=UntilLastUse(),
             eviction=Farthest(),
             io=Batched(),
         ),

@@ -1,0 +1,90 @@
+"""Every driver under every recipe keeps the contract of docs/contract.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from spmoe.policy.recipe import Recipe
+from spmoe.policy.registry import RECIPES
+from spmoe.scheduler import Scheduler
+from spmoe.state.events import RequestBegun, StepBegun, StepEnded
+from spmoe.trace.schema import PrefillLine, TokenLine
+from tests.conformance.cases import Case, cases, named_cases
+from tests.conformance.checker import ContractChecker
+from tests.conformance.drivers import Drive, Recording, applies
+
+CASES = dict(named_cases())
+
+
+def check(recording: Recording) -> None:
+    checker = ContractChecker(recording.config)
+    for event, commands in recording.entries:
+        checker.observe(event, commands)
+    checker.finish()
+
+
+def check_budget(recording: Recording, case: Case) -> None:
+    """Each request puts out a token per line, and never drafts past its end."""
+    left = Counter(line.request for line in case.trace if isinstance(line, TokenLine))
+    request = -1
+    for event, _ in recording.entries:
+        if isinstance(event, RequestBegun):
+            assert request == -1 or left[request] == 0
+            request = event.request
+        elif isinstance(event, StepBegun):
+            assert event.limit == min(case.gamma, left[request] - 1)
+        elif isinstance(event, StepEnded):
+            left[request] -= event.accepted + 1
+    assert not any(left.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_keeps_the_contract(driver: Drive, recipe: Recipe, name: str) -> None:
+    case = CASES[name]
+    if not applies(recipe, case):
+        pytest.skip("fewer slots than the recipe's placement needs")
+    recording = driver(recipe, case)
+    check(recording)
+    check_budget(recording, case)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_keeps_the_contract_on_random_traces(driver: Drive, recipe: Recipe, case: Case) -> None:
+    assume(applies(recipe, case))
+    recording = driver(recipe, case)
+    check(recording)
+    check_budget(recording, case)
+
+
+@settings(max_examples=40, deadline=None)
+@given(recipe=st.sampled_from(list(RECIPES.values())), case=cases())
+def test_a_run_can_be_repeated_from_its_events(driver: Drive, recipe: Recipe, case: Case) -> None:
+    assume(applies(recipe, case))
+    recording = driver(recipe, case)
+    assert driver(recipe, case).entries == recording.entries
+    fresh = Scheduler(recording.config, recording.future)
+    for event, commands in recording.entries:
+        assert fresh.handle(event) == commands
+
+
+def test_tells_what_recipes_ask_for_and_nothing_else(driver: Drive) -> None:
+    case = CASES["half the experts"]
+    assert any(isinstance(line, PrefillLine) for line in case.trace)
+    for recipe in RECIPES.values():
+        fields: dict[str, int] = Counter()
+        for event, _ in driver(recipe, case).entries:
+            kind = type(event).__name__
+            fields[kind] += 1
+            for name in ("popular", "touched"):
+                fields[name] += bool(getattr(event, name, ()))
+        assert ("popularity" in recipe.needs) == (fields["popular"] > 0)
+        assert ("future" in recipe.needs) == (fields["touched"] > 0)
+        assert ("draft" in recipe.needs) == (fields["DraftPredicted"] > 0)
+        assert ("next_gate" in recipe.needs) == (fields["GatePredicted"] > 0)
