@@ -101,6 +101,8 @@ class Driver:
                 effect = send(outcome)  # type: ignore[arg-type]
                 if type(effect) is ComputeLanded:
                     outcome = self._compute_landed(effect)
+                elif type(effect) is Compute:
+                    outcome = self._spend(self._pass.experts_ns(effect.experts), None)
                 else:
                     outcome = self._spend(*self._pass.outcome(effect))
                 if outcome is None:
@@ -132,8 +134,7 @@ class Driver:
             self._landed.clear()
             if landed:
                 self._awaited = None
-                duration, _ = self._pass.outcome(Compute(layer, landed))
-                return self._spend(duration, (self.now, landed))
+                return self._spend(self._pass.experts_ns(landed), (self.now, landed))
         self._awaited = effect
         return None
 

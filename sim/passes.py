@@ -3,65 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from spmoe.machine.cost import CostModel
 from spmoe.state.events import Forecast
-from spmoe.step import Accept, Attention, Compute, DraftLayers, DraftToken, Effect
+from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Routed
 from spmoe.trace.schema import PrefillLine, TokenLine
 from spmoe.trace.windows import Routing, window
 
 NO_FORECAST: Forecast = ()
 
 
-def _experts_ns(cost: CostModel, routing: Routing, experts: Sequence[int]) -> int:
-    """Compute time of some of a layer's needed experts, one after the other."""
-    if len(experts) == len(routing.experts):
-        return sum(map(cost.expert_ns, routing.tokens))
-    tokens, place = routing.tokens, routing.experts.index
-    return sum([cost.expert_ns(tokens[place(expert)]) for expert in experts])
-
-
-class Pass(Protocol):
+class Pass:
     """Stands in for the models during one program."""
 
+    def __init__(self, cost: CostModel) -> None:
+        self._cost = cost
+        self._layer_ns = 0
+        self._routing: list[Routing] = []
+        self._experts_ns: dict[int, int] = {}
+
+    def experts_ns(self, experts: Sequence[int]) -> int:
+        """How long some experts of the layer whose router spoke last compute, one after the other."""
+        return sum([self._experts_ns[expert] for expert in experts])
+
     def outcome(self, effect: Effect) -> tuple[int, Any]:
-        """Duration (ns) and value of an effect."""
+        """Duration (ns) and value of any effect but computing experts."""
+        assert type(effect) is Attention
+        return self._layer_ns, self._route(effect.layer)
+
+    def _route(self, layer: int) -> Routed:
+        routing = self._routing[layer]
+        self._experts_ns = dict(zip(routing.experts, map(self._cost.expert_ns, routing.tokens), strict=True))
+        return routing.experts, routing.tokens, None
 
 
-class PromptPass:
+class PromptPass(Pass):
     """Reading a prompt.
 
     Its line tells which experts are touched but not by how many tokens: these are spread evenly.
     """
 
     def __init__(self, cost: CostModel, line: PrefillLine) -> None:
-        self._cost = cost
+        super().__init__(cost)
         self._layer_ns = cost.layer_ns(line.prompt_tokens, line.prompt_tokens)
         routed = line.prompt_tokens * cost.geometry.top_k
         self._routing = [Routing(cell, (-(-routed // len(cell)),) * len(cell) if cell else ()) for cell in line.touched]
 
-    def outcome(self, effect: Effect) -> tuple[int, Any]:
-        """Duration (ns) and value of an effect of the prefill program."""
-        if type(effect) is Compute:
-            return _experts_ns(self._cost, self._routing[effect.layer], effect.experts), None
-        assert type(effect) is Attention
-        routing = self._routing[effect.layer]
-        return self._layer_ns, (routing.experts, routing.tokens, None)
 
-
-class StepPass:
+class StepPass(Pass):
     """One round over the token lines at hand: drafting, then verifying as many as were drafted."""
 
     def __init__(self, cost: CostModel, lines: Sequence[TokenLine], position: int, feeds_gate: bool) -> None:
         """`lines` are those from the pending token on; `feeds_gate` asks for next-gate forecasts."""
-        self._cost = cost
+        super().__init__(cost)
         self._position = position
         self._feeds_gate = feeds_gate
         self._whole = window(lines, len(lines) - 1)
         self._drafted = 0
-        self._routing: list[Routing] = []
-        self._layer_ns = 0
 
     @property
     def tokens(self) -> int:
@@ -69,16 +68,12 @@ class StepPass:
         return min(self._whole.accepted, self._drafted) + 1
 
     def outcome(self, effect: Any) -> tuple[int, Any]:
-        """Duration (ns) and value of an effect of the step program."""
+        """Duration (ns) and value of any effect but computing experts."""
         kind = type(effect)  # Compared by identity: this is asked some hundred times a step.
-        if kind is Compute:
-            return _experts_ns(self._cost, self._routing[effect.layer], effect.experts), None
         if kind is Attention:
             if effect.layer == 0:
                 self._begin_verification()
-            routing = self._routing[effect.layer]
-            next_gate = self._next_gate(effect.layer + 1) if self._feeds_gate else None
-            return self._layer_ns, (routing.experts, routing.tokens, next_gate)
+            return self._layer_ns, self._route(effect.layer)
         if kind is DraftLayers:
             forecasts = self._forecasts("draft", effect.token)[effect.first : effect.end]
             return self._cost.draft_layers_ns(effect.first, effect.end), forecasts
@@ -89,6 +84,14 @@ class StepPass:
         assert kind is Accept
         return 0, self.tokens - 1
 
+    def _route(self, layer: int) -> Routed:
+        routed = super()._route(layer)
+        if not self._feeds_gate or layer + 1 == len(self._routing):
+            return routed
+        return *routed[:2], tuple(
+            [self._forecasts("next_gate", token)[layer + 1] for token in range(self._drafted + 1)]
+        )
+
     def _begin_verification(self) -> None:
         tokens = self._drafted + 1
         whole = self._whole
@@ -98,8 +101,3 @@ class StepPass:
     def _forecasts(self, name: str, token: int) -> tuple[Forecast, ...]:
         forecasts = self._whole.inputs[token].forecasts.get(name)
         return forecasts if forecasts is not None else (NO_FORECAST,) * self._cost.geometry.layers
-
-    def _next_gate(self, layer: int) -> tuple[Forecast, ...] | None:
-        if layer == len(self._routing):
-            return None
-        return tuple([self._forecasts("next_gate", token)[layer] for token in range(self._drafted + 1)])

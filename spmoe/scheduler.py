@@ -205,24 +205,20 @@ class Scheduler:
             self._refuse(event)
         self._next_layer += 1
         residency, queue = self.residency, self.queue
-        pinned, resident, in_flight = residency.pinned, residency.resident, residency.in_flight
-        prefetches = queue.prefetches
+        resident, in_flight = residency.resident, residency.in_flight
         first = event.layer * self.config.experts
-        hits, late, misses = [], [], []
-        present, absent = [], []
-        for expert in event.experts:
-            key = first + expert
-            pinned[key] = None
-            if key in resident:
-                hits.append(expert)
-                present.append(key)
-            else:
-                absent.append(key)
-                if key in in_flight or key in prefetches:
-                    late.append(expert)
-                else:
-                    misses.append(expert)
-        residency.touch(present + absent)
+        keys = [first + expert for expert in event.experts]
+        residency.pinned.update(keys)
+        absent = [key for key in keys if key not in resident]
+        hits = event.experts
+        late: tuple[int, ...] = ()
+        misses: tuple[int, ...] = ()
+        if absent:
+            hits = tuple([key - first for key in keys if key in resident])
+            late = tuple([key - first for key in absent if key in in_flight or key in queue.prefetches])
+            misses = tuple([key - first for key in absent if key - first not in late])
+            keys.sort(key=absent.__contains__)  # Residents first; both kinds stay in routing order.
+        residency.touch(keys)
         for key in absent:
             if key not in in_flight:
                 queue.demand(key)
@@ -230,8 +226,8 @@ class Scheduler:
         if queue.prefetches and self.forecast.expires:
             queue.drop(first, first + self.config.experts)
         self._phase = Phase.LAYER
-        waves = bool(absent) and not residency.holds(present + absent)
-        return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), waves)
+        waves = bool(absent) and not residency.holds(keys)
+        return LayerPlan(event.layer, hits, late, misses, waves)
 
     def _gate_predicted(self, event: GatePredicted) -> None:
         if not (self._phase is Phase.LAYER and event.layer == self._next_layer < self.config.layers):
@@ -249,15 +245,14 @@ class Scheduler:
             and all(key in pinned and key in resident for key in keys)
         ):
             self._refuse(event)
-        for key in keys:
-            del pinned[key]
+        pinned.difference_update(keys)
 
     def _layer_done(self, event: LayerDone) -> None:
         residency = self.residency
         if not (
             self._phase is Phase.LAYER
             and event.layer == self._next_layer - 1
-            and residency.pinned.keys() <= residency.resident.keys()
+            and residency.pinned <= residency.resident.keys()
         ):
             self._refuse(event)
         residency.pinned.clear()
@@ -287,16 +282,18 @@ class Scheduler:
             if batch is None:
                 break
             purpose, keys = batch
+            demand = purpose is Purpose.DEMAND
             loads: list[Load] = []
             for key in keys:
-                load = claim(key, purpose is Purpose.DEMAND)
+                load = claim(key, demand)
                 if load is None:
                     break
                 queue.take(key)
                 loads.append(load)
             if not loads:
                 break
-            submit = Submit(self._batches, purpose, tuple(loads))
+            aligned = self.residency.align(loads) if len(loads) > 1 else tuple(loads)
+            submit = Submit(self._batches, purpose, aligned)
             self._batches += 1
             queue.submitted[submit.batch] = submit
             submits.append(submit)

@@ -148,26 +148,26 @@ class FutureForecast(Forecast, VictimOrder):
         if self._uses.get(key):
             heappush(self._wanted, (self._next_use(key), key))
 
-    def victim(self, pool: int, evictable: Container[int], key: int, demand: bool) -> int | None:
+    def victim(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
         if self._stuck and not demand:
             return None
-        farthest = self._farthest_of(evictable)
+        farthest = self._farthest_of(resident, pinned)
         if farthest is not None and (demand or self._next_use(farthest) > self._next_use(key)):
             return farthest
         self._stuck = not demand
         return None
 
-    def _farthest_of(self, evictable: Container[int]) -> int | None:
-        farthest, pinned = None, []
+    def _farthest_of(self, resident: Container[int], pinned: Container[int]) -> int | None:
+        farthest, passed_over = None, []
         while self._leaving:
             minus_use, key = self._leaving[0]
             if key in self._here and self._next_use(key) == -minus_use:
-                if key in evictable:
+                if key in resident and key not in pinned:
                     farthest = key
                     break
-                pinned.append(self._leaving[0])
+                passed_over.append(self._leaving[0])
             heappop(self._leaving)
-        for entry in pinned:
+        for entry in passed_over:
             heappush(self._leaving, entry)
         return farthest
 

@@ -42,9 +42,9 @@ class LruOrder:
         """`key` is no longer a candidate."""
         self._recency[self._pool_of[key]].pop(key, None)
 
-    def victim(self, pool: int, evictable: Container[int], key: int, demand: bool) -> int | None:
-        """The least recently used evictable key; demand loads and prefetches displace alike."""
+    def victim(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+        """The least recently used; demand loads and prefetches displace alike."""
         for oldest in self._recency[pool]:
-            if oldest in evictable:
+            if oldest in resident and oldest not in pinned:
                 return oldest
         return None

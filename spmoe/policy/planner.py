@@ -71,24 +71,25 @@ class Planner:
     """Forms the next batch from what is queued.
 
     Demand first and never mixed with prefetches, for a passenger would delay it.  Within a purpose the loads with the
-    earliest deadlines go first; a batch lists its keys in the order of host memory, so that neighbours merge.
+    earliest deadlines go first: should slots run out, the last ones stay behind.  A batch then travels in the order of
+    host memory, so that neighbours merge.
     """
 
     def __init__(self, io: IOPlan, pace: Pace) -> None:
         self.loads_per_batch = io.loads_per_batch(pace)
 
     def next_batch(self, queue: TransferQueue) -> tuple[Purpose, list[int]] | None:
-        """Purpose and keys of the next batch, or None where nothing is queued.  Takes nothing out of the queue."""
+        """Purpose and keys of the next batch, most urgent first; None where nothing is queued.  Takes nothing out."""
         count = self.loads_per_batch
         if queue.demands:
-            return Purpose.DEMAND, sorted(islice(queue.demands, count))
+            return Purpose.DEMAND, list(islice(queue.demands, count))
         head = queue.first_prefetch()
         if head is None:
             return None
         if count == 1:
             return head.purpose, [head.key]
         alike = (prefetch for prefetch in queue.prefetches.values() if prefetch.purpose is head.purpose)
-        return head.purpose, sorted([prefetch.key for prefetch in nsmallest(count, alike)])
+        return head.purpose, [prefetch.key for prefetch in nsmallest(count, alike)]
 
 
 def copies(loads: tuple[Load, ...]) -> int:

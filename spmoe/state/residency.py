@@ -17,8 +17,8 @@ class VictimOrder(Protocol):
     def forget(self, key: int) -> None:
         """`key` left the GPU, or may no longer be chosen."""
 
-    def victim(self, pool: int, evictable: Container[int], key: int, demand: bool) -> int | None:
-        """Who leaves `pool` for a demand load or a prefetch of `key`; None where nobody should."""
+    def victim(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+        """Who of the `resident` but not `pinned` leaves `pool`, for a demand load or a prefetch of `key`; or None."""
 
 
 class Pool(NamedTuple):
@@ -40,13 +40,12 @@ class Residency:
         self.order = order
         self.resident: dict[int, int] = {}
         self.in_flight: dict[int, int] = {}
-        self.pinned: dict[int, None] = {}
+        self.pinned: set[int] = set()
         self.fixed: frozenset[int] = frozenset()
         self._pool_of = pool_of
         self._pools = tuple(pools)
         # Reversed, so that pop() hands out the lowest slot first: then neighbours in host memory stay neighbours.
         self._free = [list(range(pool.first + pool.slots - 1, pool.first - 1, -1)) for pool in pools]
-        self._evictable = _Evictable(self)
 
     def fix(self, keys: Iterable[int]) -> None:
         """From now on exactly `keys` never leave once they are there; others may."""
@@ -56,7 +55,6 @@ class Residency:
         for key in sorted(fixed - self.fixed):
             self.order.forget(key)
         self.fixed = fixed
-        self._evictable = _Evictable(self)
 
     def touch(self, keys: Iterable[int]) -> None:
         """Record uses, in this order, of keys that are resident or about to come."""
@@ -80,7 +78,7 @@ class Residency:
         if self._free[pool]:
             slot = self._free[pool].pop()
         else:
-            evicted = self.order.victim(pool, self._evictable, key, demand)
+            evicted = self.order.victim(pool, self.resident, self.pinned, key, demand)
             if evicted is None:
                 return None
             slot = self.resident.pop(evicted)
@@ -90,20 +88,18 @@ class Residency:
             self.touch((key,))
         return Load(key, slot, evicted)
 
+    def align(self, loads: Sequence[Load]) -> tuple[Load, ...]:
+        """Loads claimed for one batch, in the order of host memory, with their slots dealt out anew in that order.
+
+        So neighbours on the host become neighbours on the GPU where they can, and travel as one copy.
+        """
+        keys = sorted([load.key for load in loads], key=lambda key: (self._pool_of[key], key))
+        # The slots of a pool follow those of the pool before, so each key gets one of its own pool.
+        places = sorted((load.slot, load.evicted) for load in loads)
+        aligned = [Load(key, slot, evicted) for key, (slot, evicted) in zip(keys, places, strict=True)]
+        self.in_flight.update((load.key, load.slot) for load in aligned)
+        return tuple(sorted(aligned))
+
     def arrive(self, key: int) -> None:
         """The weights of `key` are in their slot."""
         self.resident[key] = self.in_flight.pop(key)
-
-
-class _Evictable:
-    """The set of residents that are neither pinned nor fixed, as a view: no copy per decision."""
-
-    __slots__ = ("_fixed", "_pinned", "_resident")
-
-    def __init__(self, residency: Residency) -> None:
-        self._resident = residency.resident
-        self._pinned = residency.pinned
-        self._fixed = residency.fixed
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._resident and key not in self._pinned and key not in self._fixed

@@ -39,13 +39,13 @@ def test_slots_are_taken_in_order_and_the_least_recently_used_leaves() -> None:
 def test_what_is_pinned_or_in_flight_never_leaves() -> None:
     table = residency(2)
     load(table, 0)
-    table.pinned[0] = None
+    table.pinned.add(0)
     assert table.claim(1, demand=False) == Load(1, 1, None)
     assert table.claim(2, demand=True) is None
     table.arrive(1)
     assert table.claim(2, demand=True) == Load(2, 1, 1)
     assert table.claim(3, demand=True) is None
-    del table.pinned[0]
+    table.pinned.remove(0)
     assert table.claim(3, demand=True) == Load(3, 0, 0)
 
 
@@ -113,8 +113,25 @@ def test_does_what_a_list_of_keys_says(seed: int, slots: int, layers: int) -> No
             table.touch([key])
             recency = [k for k in recency if k != key] + [key]
         elif action == "pin":
-            table.pinned[key] = None
+            table.pinned.add(key)
         elif action == "unpin":
-            table.pinned.pop(key, None)
+            table.pinned.discard(key)
         assert table.resident | table.in_flight == slot_of
         assert len(set(slot_of.values())) == len(slot_of) <= slots
+
+
+def test_a_batch_is_aligned_so_that_neighbours_on_the_host_are_neighbours_on_the_gpu() -> None:
+    table = residency(4)
+    claimed = [table.claim(key, demand=False) for key in (7, 3, 6)]
+    aligned = table.align([one for one in claimed if one is not None])
+    assert aligned == (Load(3, 0, None), Load(6, 1, None), Load(7, 2, None))
+    assert table.in_flight == {3: 0, 6: 1, 7: 2}
+
+
+def test_aligning_keeps_every_key_in_its_pool() -> None:
+    placement = LayerPools()
+    pools, pool_of = placement.pools(2, 4, 5), placement.pool_of(2, 4)  # slots 0-2 and 3-4
+    table = Residency(pools, pool_of, LruOrder(pool_of))
+    claimed = [table.claim(key, demand=False) for key in (5, 1, 4, 0)]
+    aligned = table.align([one for one in claimed if one is not None])
+    assert aligned == (Load(0, 0, None), Load(1, 1, None), Load(4, 3, None), Load(5, 4, None))

@@ -1,0 +1,29 @@
+"""Machines and pieces of the trace of this repository for tests that compare runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+
+from spmoe.machine.hardware import Hardware, load_hardware
+from spmoe.trace.reader import TraceFile
+from spmoe.trace.schema import TokenLine, TraceInMemory
+
+MIXTRAL = Path(__file__).parents[2] / "traces" / "mixtral.jsonl"
+
+
+def rtx_4090(bandwidth: int) -> Hardware:
+    """An RTX 4090 with a link of `bandwidth` bytes/s."""
+    machine = load_hardware("rtx-4090")
+    return replace(machine, link=replace(machine.link, bandwidth=bandwidth))
+
+
+@cache
+def mixtral_requests(count: int) -> TraceInMemory:
+    """The first `count` requests of the Mixtral trace."""
+    whole = TraceFile(MIXTRAL)
+    lines = tuple(takewhile(lambda line: line.request < count, whole))
+    tokens = sum(isinstance(line, TokenLine) for line in lines)
+    return TraceInMemory(replace(whole.header, tokens=tokens), lines)
