@@ -130,11 +130,14 @@ class Driver:
         if self._landed:
             layer, missing = effect
             first = layer * self._experts
-            landed = tuple([key - first for key in self._landed if key - first in missing])
+            landed = []
+            for key in self._landed:
+                if key - first in missing:
+                    landed.append(key - first)
             self._landed.clear()
             if landed:
                 self._awaited = None
-                return self._spend(self._pass.experts_ns(landed), (self.now, landed))
+                return self._spend(self._pass.experts_ns(landed), (self.now, tuple(landed)))
         self._awaited = effect
         return None
 

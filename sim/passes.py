@@ -25,7 +25,7 @@ class Pass:
 
     def experts_ns(self, experts: Sequence[int]) -> int:
         """How long some experts of the layer whose router spoke last compute, one after the other."""
-        return sum([self._experts_ns[expert] for expert in experts])
+        return sum(map(self._experts_ns.__getitem__, experts))
 
     def outcome(self, effect: Effect) -> tuple[int, Any]:
         """Duration (ns) and value of any effect but computing experts."""

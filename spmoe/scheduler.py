@@ -207,27 +207,31 @@ class Scheduler:
         residency, queue = self.residency, self.queue
         resident, in_flight = residency.resident, residency.in_flight
         first = event.layer * self.config.experts
-        keys = [first + expert for expert in event.experts]
-        residency.pinned.update(keys)
-        absent = [key for key in keys if key not in resident]
-        hits = event.experts
-        late: tuple[int, ...] = ()
-        misses: tuple[int, ...] = ()
-        if absent:
-            hits = tuple([key - first for key in keys if key in resident])
-            late = tuple([key - first for key in absent if key in in_flight or key in queue.prefetches])
-            misses = tuple([key - first for key in absent if key - first not in late])
-            keys.sort(key=absent.__contains__)  # Residents first; both kinds stay in routing order.
-        residency.touch(keys)
-        for key in absent:
-            if key not in in_flight:
-                queue.demand(key)
+        hits: list[int] = []
+        late: list[int] = []
+        misses: list[int] = []
+        present, absent, pin = [], [], residency.pinned.add
+        for expert in event.experts:
+            key = first + expert
+            pin(key)
+            if key in resident:
+                hits.append(expert)
+                present.append(key)
+            else:
+                absent.append(key)
+                if key in in_flight:
+                    late.append(expert)
+                else:
+                    (late if key in queue.prefetches else misses).append(expert)
+                    queue.demand(key)
+        present += absent  # Residents first; both kinds in routing order.
+        residency.touch(present)
         self.forecast.layer_reached(event)
         if queue.prefetches and self.forecast.expires:
             queue.drop(first, first + self.config.experts)
         self._phase = Phase.LAYER
-        waves = bool(absent) and not residency.holds(keys)
-        return LayerPlan(event.layer, hits, late, misses, waves)
+        waves = bool(absent) and not residency.holds(present)
+        return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), waves)
 
     def _gate_predicted(self, event: GatePredicted) -> None:
         if not (self._phase is Phase.LAYER and event.layer == self._next_layer < self.config.layers):

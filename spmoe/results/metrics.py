@@ -213,7 +213,7 @@ class MetricsFold:
         plan = commands[-1]
         assert type(plan) is LayerPlan
         first = event.layer * self._experts
-        keys = [first + expert for expert in event.experts]
+        keys = list(map(first.__add__, event.experts))
         if self._unused:
             used = self._unused.intersection(keys)
             self._unused -= used
@@ -224,22 +224,24 @@ class MetricsFold:
         self._late += len(plan.late)
         self._misses += len(plan.misses)
         at_step, wanted = self._at_step, self._wanted
-        cold = [key for key in keys if key not in at_step]
-        if cold:
-            self._cold += len(cold)
-            self._cold_prefetched += len(wanted.intersection(cold))
+        for key in keys:
+            if key not in at_step:
+                self._cold += 1
+                self._cold_prefetched += key in wanted
 
     def _layer_done(self, event: LayerDone, commands: tuple[Command, ...]) -> None:
-        if event.waits and not self._in_prefill:
-            self._stall_ns += sum([end - start for start, end in event.waits])
+        if not self._in_prefill:
+            for start, end in event.waits:
+                self._stall_ns += end - start
 
     def _batch_arrived(self, event: BatchArrived, commands: tuple[Command, ...]) -> None:
         for load in self._batches.pop(event.batch).loads:
             self._resident.add(load.key)
         # A transfer may begin or end in a prompt, or end after the last step: only its share of decode time counts.
         moved = (event.started, event.time)
-        self._link_ns += _overlap(moved, self._decoded)
-        self._decoded.clear()  # The next transfer begins when this one ends, or later.
+        if self._decoded:
+            self._link_ns += _overlap(moved, self._decoded)
+            self._decoded.clear()  # The next transfer begins when this one ends, or later.
         self._moved.append(moved)
 
     def _submitted(self, submit: Submit) -> None:
