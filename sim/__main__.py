@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from sim.cutoff import study_cutoff
 from sim.options import parser
-from sim.replay import replay
+from sim.replay import BASELINE, replay
 from sim.report import console, progress_bar, show_cost, show_cutoff, show_replay, show_summary
 from sim.setting import resolve_setting
 from spmoe.errors import InputError
-from spmoe.files import atomic_write
+from spmoe.files import atomic_write, check_distinct
 from spmoe.machine.geometry import draft_model, geometry
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.draws import Rates
@@ -34,23 +35,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[options.command](options)
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
     except BrokenPipeError:
         # Whoever read our output has enough; a flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, UnicodeEncodeError) as error:
+        return _fail(f"standard output cannot be written: {error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
 
 
+def _fail(message: str) -> int:
+    with suppress(OSError, ValueError):  # Standard error may be what is broken.
+        print(
+            f"error: {message}".encode(errors="backslashreplace").decode("ascii", "backslashreplace"), file=sys.stderr
+        )
+    return 2
+
+
 def run_replay(options: argparse.Namespace) -> None:
     """Replay a trace, print the table, write what was asked for."""
     policies: str | list[str] = "all" if options.policy == ["all"] else options.policy
+    check_distinct(trace=options.trace, log=options.log, timeline=options.timeline, json=_file(options.json))
     header = TraceFile(options.trace).header
-    runs = len(RECIPES) if policies == "all" else len(policies)
+    runs = len(RECIPES) if policies == "all" else len({*policies, BASELINE})
     if options.cutoff == "best":
         runs += runs * (header.model.layers + 1)  # An upper limit: not every policy has a cutoff to try.
     with json_output(options.json) as write_json:
@@ -73,6 +84,7 @@ def run_replay(options: argparse.Namespace) -> None:
 
 def run_cutoff(options: argparse.Namespace) -> None:
     """Explain the analytical cutoff and find the empirical one."""
+    check_distinct(trace=options.trace, json=_file(options.json))
     trace = TraceFile(options.trace)
     with json_output(options.json) as write_json:
         with progress_bar((trace.header.model.layers + 1) * trace.header.tokens, "tokens") as progress:
@@ -96,6 +108,7 @@ def run_check(options: argparse.Namespace) -> None:
 
 def run_import(options: argparse.Namespace) -> None:
     """Make a trace from a recording."""
+    check_distinct(source=options.source, out=options.out)
     model = geometry(options.model)
     draft = draft_model(model.draft) if model.draft else None
     rates = Rates(options.agreement, options.draft_accuracy, options.next_gate_accuracy, options.confidence_auc)
@@ -132,6 +145,11 @@ def json_output(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], obje
         yield lambda document: stream.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
+def _file(path: str | None) -> str | None:
+    """The path, unless it stands for standard output."""
+    return None if path == "-" else path
+
+
 def _setting(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("hardware", "bits", "vram", "cache", "slots", "gamma")}
 
@@ -145,5 +163,14 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
+def _stop(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    for ending in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        signal.signal(ending, _stop)  # As an exception, so that files half written are removed.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # Closed by whoever started us.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.exit(main())

@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
         help="leading layers that spmoe.* prefetches for (default: analytical)",
     )
     replay.add_argument("--json", metavar="FILE", help="write the results as JSON; - for standard output")
-    replay.add_argument("--log", metavar="FILE", help="write the decision log (of a single policy)")
-    replay.add_argument("--timeline", metavar="FILE", help="write a Chrome trace; ui.perfetto.dev opens it")
+    replay.add_argument("--log", metavar="FILE", type=file, help="write the decision log (of a single policy)")
+    replay.add_argument("--timeline", metavar="FILE", type=file, help="write a Chrome trace; ui.perfetto.dev opens it")
 
     cut = commands.add_parser("cutoff", help="why the cutoff layer is where it is, and where the best one would be")
     cut.add_argument("trace", metavar="TRACE")
@@ -79,6 +79,13 @@ def _add_setting(command: argparse.ArgumentParser) -> None:
     room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts that has slots")
     room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
     command.add_argument("--gamma", type=int, default=4, metavar="N", help="drafted tokens per step (default 4)")
+
+
+def file(text: str) -> str:
+    """A path; ArgumentTypeError for "-", which would become a file of that name."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("expected a file, got -")
+    return text
 
 
 def cutoff(text: str) -> int | Literal["best"]:

@@ -12,14 +12,15 @@ from spmoe.trace.schema import TokenLine, Trace
 
 @dataclass(frozen=True, slots=True)
 class Uses:
-    """Uses per request and expert key: an array [requests, layers * experts], and each request's row."""
+    """Uses per request and expert key: an array [requests, layers * experts], its sum, and each request's row."""
 
     counts: NDArray[np.int64]
+    total: NDArray[np.int64]
     row: dict[int, int]
 
     def popular(self, request: int) -> tuple[int, ...]:
         """All keys, those that *other* requests use most first, ties by key."""
-        others = self.counts.sum(axis=0) - self.counts[self.row[request]]
+        others = self.total - self.counts[self.row[request]]
         return tuple(np.argsort(-others, kind="stable").tolist())
 
 
@@ -39,4 +40,5 @@ def count_uses(trace: Trace) -> Uses:
         for layer, cell in enumerate(line.routed):
             for expert in cell:
                 used[layer * experts + expert] += 1
-    return Uses(np.array(counts, dtype=np.int64).reshape(len(counts), keys), row)
+    table = np.array(counts, dtype=np.int64).reshape(len(counts), keys)
+    return Uses(table, table.sum(axis=0), row)

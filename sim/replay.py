@@ -12,7 +12,7 @@ from sim.runner import Progress, Runner
 from sim.setting import Setting, resolve_setting
 from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
-from spmoe.files import atomic_write
+from spmoe.files import atomic_write, check_distinct
 from spmoe.log import LogWriter
 from spmoe.machine.hardware import Hardware
 from spmoe.policy.horizon import CutoffLayer
@@ -97,9 +97,12 @@ def replay(
 
     Raises InputError, one line, for whatever is wrong with trace or arguments.
     """
+    check_distinct(trace=trace if isinstance(trace, str | os.PathLike) else None, log=log, timeline=timeline)
     source: Trace = TraceFile(trace) if isinstance(trace, str | os.PathLike) else trace
+    _check_cutoff(cutoff, source.header.model.layers)
     chosen = _choose(policies)
-    if log is not None and (policies == "all" or len(chosen) > 1):
+    everything = policies == "all" or list(policies) == ["all"]
+    if log is not None and (everything or len(chosen) > 1):
         raise InputError("log: expected a single policy, since a log holds the decisions of one run")
     summary = summarise(source)
     setting = resolve_setting(
@@ -112,7 +115,7 @@ def replay(
         slots=slots,
         gamma=gamma,
     )
-    applicable, skipped = _sort_out(chosen, source, summary, setting, strict=policies != "all")
+    applicable, skipped = _sort_out(chosen, source, summary, setting, strict=not everything)
     runner = Runner(source, setting, progress)
     cutoffs: dict[str, int] = {}
     metrics: dict[str, Metrics] = {}
@@ -132,13 +135,15 @@ def replay(
                 writer.close()
         if spans is not None:
             spans.close()
-    baseline = recipe(BASELINE)
-    on_demand = metrics.get(BASELINE) or runner.run(baseline, runner.configure(baseline)[0])
-    results = []
-    for one in applicable:
-        own = runner.bound(one.speculation.gamma(setting.gamma))
-        results.append(Result(one, metrics[one.name], setting.budget.expert, on_demand.tpot_ms, own.tpot_ms))
-    fixed = runner.bound(setting.gamma)
+        # Still inside: should one of these fail, no file is left behind.
+        baseline = recipe(BASELINE)
+        on_demand = metrics.get(BASELINE) or runner.run(baseline, runner.configure(baseline)[0])
+        bounds = {one.name: runner.bound(one.speculation.gamma(setting.gamma)) for one in applicable}
+        fixed = runner.bound(setting.gamma)
+    results = [
+        Result(one, metrics[one.name], setting.budget.expert, on_demand.tpot_ms, bounds[one.name].tpot_ms)
+        for one in applicable
+    ]
     return Replay(
         trace=describe_trace(source, summary),
         setting=setting,
@@ -149,6 +154,13 @@ def replay(
         skipped=skipped,
         warnings=_warnings(applicable, setting, fixed),
     )
+
+
+def _check_cutoff(cutoff: object, layers: int) -> None:
+    if cutoff is None or cutoff == "best":
+        return
+    if isinstance(cutoff, bool) or not isinstance(cutoff, int) or not 0 <= cutoff <= layers:
+        raise InputError(f"cutoff: expected a number of layers within 0..{layers}, or best, got {cutoff!r}")
 
 
 def _prepare(runner: Runner, one: Recipe, cutoff: int | Literal["best"] | None) -> SchedulerConfig:
@@ -184,19 +196,19 @@ def _warnings(recipes: Sequence[Recipe], setting: Setting, windows: Bound) -> tu
             "such layers run in waves",
         )
     share = slots // model.layers
-    split = [one.name for one in recipes if isinstance(one.placement, LayerPools) and share < model.top_k]
-    if split:
+    split = [one.name for one in recipes if isinstance(one.placement, LayerPools)]
+    if split and share < windows.widest:
         return (
-            f"with {share} slots a layer in {', '.join(split)}, a single token's {model.top_k} experts do not fit: "
-            "layers run in waves",
+            f"{', '.join(split)}: the {share} slots of a layer are fewer than the {windows.widest} experts that one "
+            "may need at once: such layers run in waves",
         )
     return ()
 
 
 def _choose(policies: str | Sequence[str]) -> list[Recipe]:
-    if policies == "all":
-        return list(RECIPES.values())
     names = [policies] if isinstance(policies, str) else list(policies)
+    if names == ["all"]:
+        return list(RECIPES.values())
     if not names:
         raise InputError("policies: expected at least one")
     if "all" in names:

@@ -28,16 +28,37 @@ WIDTH = 132
 
 NOTHING = "-"
 
+HEADINGS = (
+    "policy",
+    "TPOT ms",
+    "speed-up",
+    "x bound",
+    "loads/token",
+    "hit/late/miss %",
+    "precision",
+    "recall",
+    "stall",
+    "link",
+)
+CORE_COLUMNS = 6
+FULL_WIDTH = 106
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Left to the command line, which knows what a reader that went away means."""
+        raise BrokenPipeError
+
 
 def console(stream: TextIO) -> Console:
     """A console that keeps its tables whole where it does not write to a terminal."""
-    return Console(file=stream, width=None if stream.isatty() else WIDTH, highlight=False, soft_wrap=False)
+    return _Console(file=stream, width=None if stream.isatty() else WIDTH, highlight=False, soft_wrap=False)
 
 
 @contextmanager
 def progress_bar(total: int, unit: str) -> Iterator[Told | None]:
     """A bar on standard error while the block runs; None, and no bar, where that is no terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     columns = (
@@ -62,31 +83,24 @@ def show_replay(replay: Replay, out: Console) -> None:
     name = trace["name"] or trace["what"]
     title = f"{name} ({trace['source']}, {trace['tokens']:,} tokens of {trace['model']}), {setting.describe()}"
     out.print(Text(f"{title}, gamma {setting.gamma}"), soft_wrap=True)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("policy")
-    for heading in (
-        "TPOT ms",
-        "speed-up",
-        "x bound",
-        "loads/token",
-        "hit/late/miss %",
-        "precision",
-        "recall",
-        "stall",
-        "link",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    # A narrow terminal gets fewer columns rather than broken ones.
+    headings = HEADINGS if out.width >= FULL_WIDTH else HEADINGS[:CORE_COLUMNS]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
     for result in replay.results:
-        table.add_row(*_cells(result))
-    table.add_row(*_bound_cells(replay.bound, replay.results), style="italic")
+        table.add_row(*_cells(result)[: len(headings)])
+    table.add_row(*_bound_cells(replay.bound, replay.results)[: len(headings)], style="italic")
     out.print(table)
+    if len(headings) < len(HEADINGS):
+        out.print(Text(f"({', '.join(HEADINGS[CORE_COLUMNS:])}: from {FULL_WIDTH} columns on)"), soft_wrap=True)
     for line in notes(replay):
         out.print(Text(line), soft_wrap=True)
 
 
 def notes(replay: Replay) -> Iterable[str]:
     """How the budget and the cutoff came about, who was left out and why, and what the numbers stand on."""
-    yield f"budget: {replay.setting.budget.explain()}"
+    yield f"budget: {replay.setting.explain()}"
     for name, layers in replay.cutoffs.items():
         yield f"cutoff of {name}: {layers} of {replay.setting.geometry.layers} layers ({replay.cutoff_choice})"
     if replay.bound.stand_ins:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import UnionType
 from typing import Any
 
 from spmoe.errors import InputError
@@ -15,10 +17,16 @@ from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.machine.units import format_size, parse_size
 from spmoe.trace.schema import DraftShape, Header, ModelShape
 
+MAX_GAMMA = 1024
+"""No draft is worth following that far; the limit keeps exact arithmetic with it short."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Model, machine and cache of a replay; `slots` counts all layers together, `gamma` is the length asked for."""
+    """Model, machine and cache of a replay.
+
+    `slots` counts all layers together and is either given or what the memory leaves; `gamma` is the length asked for.
+    """
 
     geometry: Geometry
     draft: DraftModel | None
@@ -27,6 +35,7 @@ class Setting:
     cost: CostModel
     budget: MemoryBudget
     slots: int
+    slots_given: bool
     gamma: int
     longest_request: int
 
@@ -41,10 +50,16 @@ class Setting:
         size = format_size(self.slots * self.budget.expert)
         text = (
             f"{self.hardware.name} ({self.hardware.kind}), {self.bits:g} bits: "
-            f"{self.slots} of {self.geometry.keys} experts fit ({share:.0%}, {size})"
+            f"slots for {self.slots} of {self.geometry.keys} experts ({share:.0%}, {size})"
         )
         hypothetical = self.budget.warning(self.slots, self.hardware.gpu.memory_bytes)
         return f"{text}; {hypothetical}" if hypothetical else text
+
+    def explain(self) -> str:
+        """How the number of slots came about, in a line."""
+        if self.slots_given:
+            return f"{self.slots} slots as asked for; {self.budget.explain_needs(self.slots)}"
+        return self.budget.explain()
 
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration, as saved beside results."""
@@ -78,15 +93,20 @@ def resolve_setting(
     Without any, the machine's whole memory counts, less dense weights, draft, KV cache of the longest request and
     workspace.  Raises InputError for unknown names and impossible numbers.
     """
-    if gamma < 0:
-        raise InputError(f"gamma: expected a number of drafted tokens, 0 or more, got {gamma}")
+    _check_number("gamma", gamma, int)
+    if not 0 <= gamma <= MAX_GAMMA:
+        raise InputError(f"gamma: expected a number of drafted tokens, 0 to {MAX_GAMMA}, got {gamma}")
+    if slots is not None:
+        _check_number("slots", slots, int)
+    if cache is not None:
+        _check_number("cache", cache, int | float)
     if sum(option is not None for option in (vram, cache, slots)) > 1:
         raise InputError("expected only one of vram, cache and slots: each of them sets the size of the cache")
     model = _geometry(header.model)
     draft = _draft(header.draft, model)
     if draft is None and gamma:
         raise InputError("the trace names no draft model and none is known for its model: expected gamma 0")
-    machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
+    machine = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
     width = parse_bits(bits)
     memory = machine.gpu.memory_bytes
     if vram is not None:
@@ -100,18 +120,37 @@ def resolve_setting(
         cost=CostModel(model, machine, width, draft),
         budget=budget,
         slots=_slots(model, budget, cache, slots),
+        slots_given=cache is not None or slots is not None,
         gamma=gamma,
         longest_request=longest_request,
     )
 
 
 def _memory(vram: str | int) -> int:
-    if isinstance(vram, int):
-        return vram
-    try:
-        return parse_size(vram)
-    except InputError as error:
-        raise InputError(f"vram: {error}") from None
+    if isinstance(vram, str):
+        try:
+            return parse_size(vram)
+        except InputError as error:
+            raise InputError(f"vram: {error}") from None
+    _check_number("vram", vram, int)
+    return vram
+
+
+def _check_number(name: str, value: object, kind: type[int] | UnionType) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        expected = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _check_same(kind: str, known: Geometry | DraftModel, shape: ModelShape | DraftShape, fields: Sequence[str]) -> None:
+    """What a trace says of a published model must be what is published of it; a KV size of 0 says nothing."""
+    for field in fields:
+        said, expected = getattr(shape, field), getattr(known, field)
+        if said != expected and not (field == "kv_bytes_per_token" and said == 0):
+            raise InputError(
+                f"{kind} {shape.name}: field {field}: expected {expected}, the trace says {said}; another {kind} needs "
+                "another name"
+            )
 
 
 def _slots(model: Geometry, budget: MemoryBudget, cache: float | None, slots: int | None) -> int:
@@ -147,12 +186,8 @@ def _geometry(shape: ModelShape) -> Geometry:
             source="the trace's header",
         )
     known = geometry(shape.name)
-    for field in ("layers", "experts", "top_k", "expert_params"):
-        if getattr(known, field) != getattr(shape, field):
-            raise InputError(
-                f"model {shape.name}: field {field}: expected {getattr(known, field)}, the trace says "
-                f"{getattr(shape, field)}; a trace of another model needs another name"
-            )
+    fields = ("layers", "experts", "top_k", "expert_params", "dense_params", "kv_bytes_per_token")
+    _check_same("model", known, shape, fields)
     return known
 
 
@@ -160,7 +195,9 @@ def _draft(shape: DraftShape | None, model: Geometry) -> DraftModel | None:
     if shape is None:
         return draft_model(model.draft) if model.draft else None
     if shape.name in draft_names():
-        return draft_model(shape.name)
+        known = draft_model(shape.name)
+        _check_same("draft", known, shape, ("params", "active_params", "kv_bytes_per_token"))
+        return known
     return DraftModel(
         name=shape.name,
         params=max(1, shape.params),

@@ -56,3 +56,15 @@ def atomic_write(path: str | os.PathLike[str], *, binary: bool = False) -> Itera
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, BrokenPipeError):
             raise InputError(f"{path}: cannot be written: {reason(error)}") from None
         raise
+
+
+def check_distinct(**paths: str | os.PathLike[str] | None) -> None:
+    """Raises InputError where two of the named paths are the same file: one would overwrite the other."""
+    seen: dict[str, str] = {}
+    for name, path in paths.items():
+        if path is None:
+            continue
+        real = os.path.realpath(path)
+        if real in seen and not (os.path.exists(real) and not os.path.isfile(real)):  # devices may be shared
+            raise InputError(f"{path}: expected a file of its own for {name}, but it is that of {seen[real]} too")
+        seen[real] = name

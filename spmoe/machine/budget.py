@@ -59,16 +59,23 @@ class MemoryBudget:
         return self.needs(slots) <= memory_bytes
 
     def warning(self, slots: int, memory_bytes: int) -> str | None:
-        """ "hypothetical: needs 42.0 GiB of 24.0", or None where it fits."""
+        """ "hypothetical: needs 42 GiB of 24", or None where it fits."""
         if self.feasible(slots, memory_bytes):
             return None
-        return f"hypothetical: needs {self.needs(slots) / GIB:.1f} GiB of {memory_bytes / GIB:.1f}"
+        return f"hypothetical: needs {_gib(self.needs(slots))} GiB of {_gib(memory_bytes)}"
 
     def explain(self) -> str:
         """One line: what the memory goes to."""
         return (
             f"{format_size(self.vram)} - {self._fixed_parts()} = {format_size(self.left)} for experts: "
             f"{self._fitting} of {self.keys} slots of {format_size(self.expert)}"
+        )
+
+    def explain_needs(self, slots: int) -> str:
+        """One line: what a run with this many slots takes, and for what."""
+        return (
+            f"with {self._fixed_parts()} and {format_size(slots * self.expert)} of experts it takes "
+            f"{format_size(self.needs(slots))}"
         )
 
     @property
@@ -84,6 +91,10 @@ class MemoryBudget:
             ("workspace", self.workspace),
         )
         return f"({' + '.join(f'{name} {format_size(size)}' for name, size in parts if size)})"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f}".removesuffix(".0")
 
 
 def memory_budget(

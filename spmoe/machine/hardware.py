@@ -16,7 +16,11 @@ from spmoe.machine.bits import parse_bits
 from spmoe.machine.fields import Fields, read_fields
 from spmoe.machine.units import GIB
 
-_PROFILES: Final = Path(__file__).parents[2] / "profiles"
+_PACKAGE: Final = Path(__file__).parents[1]
+# A wheel carries the profiles inside the package; a checkout has them at its top, where people look for them.
+_PROFILES: Final = next(
+    (folder for folder in (_PACKAGE / "profiles", _PACKAGE.parent / "profiles") if folder.is_dir()), _PACKAGE
+)
 _KINDS: Final = ("measured", "datasheet")
 
 

@@ -74,7 +74,7 @@ RECIPES = registry(
         Recipe(
             name="clairvoyant",
             summary="oracle: knows all windows to come, loads what MIN loads as early as it can",
-            source="Belady 1966; Cao et al., SIGMETRICS 1995 (conservative prefetching)",
+            source="Belady 1966; Cao et al., SIGMETRICS 1995 (aggressive prefetching)",
             predictor=Clairvoyant(),
             horizon=Unlimited(),
             eviction=Farthest(),

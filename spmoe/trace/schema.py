@@ -16,6 +16,7 @@ from spmoe.errors import InputError
 
 FORMAT = "spmoe-trace"
 VERSION = 1
+MAX_LAYERS, MAX_EXPERTS = 4096, 4096  # far above any model; a larger number is a mistake
 ONE = 65536  # the integer that stands for probability 1
 
 ForecastName = Literal["draft", "next_gate"]
@@ -102,6 +103,11 @@ class ModelShape:
             _check_count(f"model.{name}", getattr(self, name), 1)
         for name in ("dense_params", "kv_bytes_per_token"):
             _check_count(f"model.{name}", getattr(self, name), 0)
+        if self.layers > MAX_LAYERS or self.experts > MAX_EXPERTS:
+            raise InputError(
+                f"field model: expected at most {MAX_LAYERS} layers and {MAX_EXPERTS} experts, got {self.layers} and "
+                f"{self.experts}"
+            )
         if self.top_k > self.experts:
             raise InputError(f"field model.top_k: expected at most the {self.experts} experts, got {self.top_k}")
 

@@ -48,7 +48,7 @@ def summarise(trace: Trace) -> TraceSummary:
             prefills += 1
             continue
         tokens += 1
-        context += 1
+        context = max(context, line.position) + 1
         longest = max(longest, context)
         agreed += line.agree
         empty += line.routed.count(())

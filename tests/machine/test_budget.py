@@ -41,7 +41,7 @@ def test_hypothetical_runs_say_so() -> None:
     assert budget.feasible(10, 24 * GIB)
     assert budget.warning(10, 24 * GIB) is None
     assert not budget.feasible(256, 24 * GIB)
-    assert budget.warning(256, 24 * GIB) == "hypothetical: needs 101.7 GiB of 24.0"
+    assert budget.warning(256, 24 * GIB) == "hypothetical: needs 101.7 GiB of 24"
 
 
 @pytest.mark.parametrize("vram", [17 * GIB, 10 * GIB, 17 * GIB + 900 * 1024**2])

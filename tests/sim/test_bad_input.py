@@ -53,7 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
         (["--bits", "3"], ["bits", "4.25"]),
         (["--bits", "nan"], ["bits", "4.25"]),
         (["--bits", "x"], ["bits", "4.25"]),
-        (["--gamma", "-1"], ["gamma", "0 or more", "-1"]),
+        (["--gamma", "-1"], ["gamma", "0 to 1024", "-1"]),
         (["--gamma", "nan"], ["--gamma", "nan", "int"]),
         (["--gamma", "1.5"], ["--gamma", "1.5", "int"]),
         (["--cache", "nan"], ["cache", "share", "nan"]),
@@ -311,6 +311,6 @@ def test_a_hypothetical_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str
     options = ["--vram", "80GiB", "--bits", "16", "--policy", "on-demand.lru", "--json", str(result)]
     assert main(["replay", str(short), *options]) == 0
     captured = capsys.readouterr()
-    assert "hypothetical: needs " in captured.out and " GiB of 24.0" in captured.out
+    assert "hypothetical: needs " in captured.out and " GiB of 24" in captured.out
     assert captured.err == ""
     assert json.loads(result.read_text())["feasible"] is False
