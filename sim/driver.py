@@ -143,8 +143,8 @@ class Driver:
 
     def _batch_arrived(self, batch: Submit, started: int, now: int) -> None:
         self._dispatch(BatchArrived(now, batch.batch, started))
-        for load in batch.loads:
-            self._landed.append(load.key)
+        for key, _, _ in batch.loads:
+            self._landed.append(key)
         if self._awaited is not None:
             self.now = now
             outcome = self._compute_landed(self._awaited)

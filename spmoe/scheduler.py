@@ -306,8 +306,8 @@ class Scheduler:
     def _batch_arrived(self, event: BatchArrived) -> None:
         if not (event.batch in self.queue.submitted and event.started <= event.time):
             self._refuse(event)
-        for load in self.queue.submitted.pop(event.batch).loads:
-            self.residency.arrive(load.key)
+        for key, _, _ in self.queue.submitted.pop(event.batch).loads:
+            self.residency.arrive(key)
 
     def _batch_failed(self, event: BatchFailed) -> Submit:
         if event.batch not in self.queue.submitted:

@@ -213,18 +213,19 @@ class MetricsFold:
         plan = commands[-1]
         assert type(plan) is LayerPlan
         first = event.layer * self._experts
-        keys = list(map(first.__add__, event.experts))
         if self._unused:
-            used = self._unused.intersection(keys)
-            self._unused -= used
-            self._prefetched_used += len(used)
+            for expert in event.experts:
+                if first + expert in self._unused:
+                    self._unused.remove(first + expert)
+                    self._prefetched_used += 1
         if self._in_prefill:
             return
         self._hits += len(plan.hits)
         self._late += len(plan.late)
         self._misses += len(plan.misses)
         at_step, wanted = self._at_step, self._wanted
-        for key in keys:
+        for expert in event.experts:
+            key = first + expert
             if key not in at_step:
                 self._cold += 1
                 self._cold_prefetched += key in wanted
@@ -235,8 +236,8 @@ class MetricsFold:
                 self._stall_ns += end - start
 
     def _batch_arrived(self, event: BatchArrived, commands: tuple[Command, ...]) -> None:
-        for load in self._batches.pop(event.batch).loads:
-            self._resident.add(load.key)
+        for key, _, _ in self._batches.pop(event.batch).loads:
+            self._resident.add(key)
         # A transfer may begin or end in a prompt, or end after the last step: only its share of decode time counts.
         moved = (event.started, event.time)
         if self._decoded:
@@ -250,14 +251,15 @@ class MetricsFold:
         self._batches[submit.batch] = submit
         if not self._in_prefill or submit.purpose is Purpose.PRELOAD:
             self._loads += len(submit.loads)
-        for load in submit.loads:
-            if load.evicted is not None:
-                self._resident.discard(load.evicted)
-                self._wanted.discard(load.evicted)
-                self._unused.discard(load.evicted)
-            if submit.purpose is not Purpose.DEMAND:
-                self._wanted.add(load.key)
-                self._unused.add(load.key)
+        prefetch = submit.purpose is not Purpose.DEMAND
+        for key, _, evicted in submit.loads:
+            if evicted is not None:
+                self._resident.discard(evicted)
+                self._wanted.discard(evicted)
+                self._unused.discard(evicted)
+            if prefetch:
+                self._wanted.add(key)
+                self._unused.add(key)
                 self._prefetched += 1
 
 

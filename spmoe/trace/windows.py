@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from spmoe.trace.schema import PrefillLine, RejectedLine, TokenLine
@@ -32,11 +33,9 @@ class Window(NamedTuple):
         """The needs of every layer, first to last."""
         layers = []
         for cells in zip(*[line.routed for line in self.inputs], strict=True):
-            tokens: dict[int, int] = {}
-            for cell in cells:
-                for expert in cell:
-                    tokens[expert] = tokens.get(expert, 0) + 1
-            layers.append(Routing(tuple(tokens), tuple(tokens.values())))
+            routed = list(chain.from_iterable(cells))
+            experts = tuple(dict.fromkeys(routed))
+            layers.append(Routing(experts, tuple(map(routed.count, experts))))
         return layers
 
 
