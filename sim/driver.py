@@ -7,7 +7,7 @@ from typing import Any
 
 import simpy
 
-from sim.link import Link
+from sim.link import Arrival, Link
 from sim.passes import Pass, PromptPass, StepPass
 from spmoe.machine.cost import CostModel
 from spmoe.scheduler import Scheduler
@@ -141,12 +141,12 @@ class Driver:
         self._awaited = effect
         return None
 
-    def _batch_arrived(self, batch: Submit, started: int, now: int) -> None:
-        self._dispatch(BatchArrived(now, batch.batch, started))
-        for key, _, _ in batch.loads:
+    def _batch_arrived(self, arrival: Arrival) -> None:
+        self._dispatch(BatchArrived(arrival.ended, arrival.batch.batch, arrival.started))
+        for key, _, _ in arrival.batch.loads:
             self._landed.append(key)
         if self._awaited is not None:
-            self.now = now
+            self.now = arrival.ended
             outcome = self._compute_landed(self._awaited)
             if outcome is not None:
                 self._carry_out(outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import simpy
 from simpy.events import URGENT
@@ -11,21 +12,21 @@ from spmoe.machine.cost import CostModel
 from spmoe.policy.planner import copies
 from spmoe.state.commands import Submit
 
-Arrived = Callable[[Submit, int, int], None]
-"""Called when a batch is all there: with it, the time at which the link began to move it, and the time now (ns)."""
 
+class Arrival(simpy.Event):
+    """The end of a transfer: `batch` is there, after the link moved it from `started` to `ended` (ns).
 
-class _Arrival(simpy.Event):
-    """The end of a transfer.  Urgent: at equal times what arrives is known before what was computed."""
+    Urgent: at equal times what arrives is known before what was computed.
+    """
 
-    def __init__(self, env: simpy.Environment, now: int, batch: Submit, started: int, ended: int) -> None:
+    def __init__(self, env: simpy.Environment, batch: Submit, started: int, ended: int) -> None:
         super().__init__(env)
         self._ok = True
         self._value = None
         self.batch = batch
         self.started = started
         self.ended = ended
-        env.schedule(self, URGENT, ended - now)
+        env.schedule(self, URGENT, ended - env.now)
 
 
 class Link:
@@ -34,7 +35,8 @@ class Link:
     The latency of a submission runs while earlier batches still move, so with two submitted at a time it is hidden.
     """
 
-    def __init__(self, env: simpy.Environment, cost: CostModel, arrived: Arrived) -> None:
+    def __init__(self, env: simpy.Environment, cost: CostModel, arrived: Callable[[Any], None]) -> None:
+        """`arrived` is called with an `Arrival` whenever a batch is all there."""
         self._env = env
         self._latency_ns = cost.hardware.link.latency_ns
         self._copy_ns = cost.hardware.link.copy_ns
@@ -50,9 +52,4 @@ class Link:
         if len(loads) > 1:
             duration += (copies(loads) - 1) * self._copy_ns
         self._free_at = started + duration
-        arrival = _Arrival(self._env, int(self._env.now), batch, started, self._free_at)
-        arrival.callbacks.append(self._over)
-
-    def _over(self, arrival: simpy.Event) -> None:
-        assert type(arrival) is _Arrival
-        self._arrived(arrival.batch, arrival.started, arrival.ended)
+        Arrival(self._env, batch, started, self._free_at).callbacks.append(self._arrived)

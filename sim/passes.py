@@ -71,9 +71,13 @@ class StepPass(Pass):
         """Duration (ns) and value of any effect but computing experts."""
         kind = type(effect)  # Compared by identity: this is asked some hundred times a step.
         if kind is Attention:
-            if effect.layer == 0:
+            layer = effect.layer
+            if layer == 0:
                 self._begin_verification()
-            return self._layer_ns, self._route(effect.layer)
+            routed = self._route(layer)
+            if self._feeds_gate and layer + 1 < len(self._routing):
+                return self._layer_ns, (*routed[:2], self._next_gate(layer + 1))
+            return self._layer_ns, routed
         if kind is DraftLayers:
             forecasts = self._forecasts("draft", effect.token)[effect.first : effect.end]
             return self._cost.draft_layers_ns(effect.first, effect.end), forecasts
@@ -84,13 +88,8 @@ class StepPass(Pass):
         assert kind is Accept
         return 0, self.tokens - 1
 
-    def _route(self, layer: int) -> Routed:
-        routed = super()._route(layer)
-        if not self._feeds_gate or layer + 1 == len(self._routing):
-            return routed
-        return *routed[:2], tuple(
-            [self._forecasts("next_gate", token)[layer + 1] for token in range(self._drafted + 1)]
-        )
+    def _next_gate(self, layer: int) -> tuple[Forecast, ...]:
+        return tuple([self._forecasts("next_gate", token)[layer] for token in range(self._drafted + 1)])
 
     def _begin_verification(self) -> None:
         tokens = self._drafted + 1

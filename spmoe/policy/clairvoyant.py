@@ -148,11 +148,12 @@ class FutureForecast(Forecast, VictimOrder):
         if self._uses.get(key):
             heappush(self._wanted, (self._next_use(key), key))
 
-    def victim(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+    def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
         if self._stuck and not demand:
             return None
         farthest = self._farthest_of(resident, pinned)
         if farthest is not None and (demand or self._next_use(farthest) > self._next_use(key)):
+            self.forget(farthest)
             return farthest
         self._stuck = not demand
         return None

@@ -42,9 +42,11 @@ class LruOrder:
         """`key` is no longer a candidate."""
         self._recency[self._pool_of[key]].pop(key, None)
 
-    def victim(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+    def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
         """The least recently used; demand loads and prefetches displace alike."""
-        for oldest in self._recency[pool]:
+        order = self._recency[pool]
+        for oldest in order:
             if oldest in resident and oldest not in pinned:
+                del order[oldest]
                 return oldest
         return None

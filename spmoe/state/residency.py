@@ -15,10 +15,13 @@ class VictimOrder(Protocol):
         """`keys` are needed now, in this order, or come in now."""
 
     def forget(self, key: int) -> None:
-        """`key` left the GPU, or may no longer be chosen."""
+        """`key` may no longer be chosen."""
 
-    def victim(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
-        """Who of the `resident` but not `pinned` leaves `pool`, for a demand load or a prefetch of `key`; or None."""
+    def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+        """Choose who of the `resident` but not `pinned` leaves `pool` for a demand load or a prefetch of `key`.
+
+        Whoever leaves is forgotten; None where nobody should.
+        """
 
 
 class Pool(NamedTuple):
@@ -78,11 +81,10 @@ class Residency:
         if self._free[pool]:
             slot = self._free[pool].pop()
         else:
-            evicted = self.order.victim(pool, self.resident, self.pinned, key, demand)
+            evicted = self.order.evict(pool, self.resident, self.pinned, key, demand)
             if evicted is None:
                 return None
             slot = self.resident.pop(evicted)
-            self.order.forget(evicted)
         self.in_flight[key] = slot
         if not demand:  # A demanded key was touched when its layer was reached, in routing order.
             self.touch((key,))
