@@ -117,6 +117,7 @@ class MetricsFold:
         self._decode_ns = self._verify_ns = self._stall_ns = self._link_ns = self._prefill_ns = self._prefills = 0
         self._hits = self._late = self._misses = self._loads = 0
         self._prefetched = self._prefetched_used = self._cold = self._cold_prefetched = 0
+        self._pending: list[tuple[Event, tuple[Command, ...]]] = []
         self._resident: set[int] = set()
         self._at_step: frozenset[int] = frozenset()
         self._batches: dict[int, Submit] = {}
@@ -144,16 +145,26 @@ class MetricsFold:
 
     def observe(self, event: Event, commands: tuple[Command, ...]) -> None:
         """Take in an event and what the scheduler answered."""
-        self._events += 1
-        watch = self._watched.get(type(event))
-        if watch is not None:
-            watch(event, commands)
-        for command in commands:
-            if type(command) is Submit:
-                self._submitted(command)
+        self._pending.append((event, commands))
+        if type(event) is StepEnded:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Work off what was observed: a step at a time, since one tight loop is faster than a call between others."""
+        watched = self._watched
+        for event, commands in self._pending:
+            watch = watched.get(type(event))
+            if watch is not None:
+                watch(event, commands)
+            for command in commands:
+                if type(command) is Submit:
+                    self._submitted(command)
+        self._events += len(self._pending)
+        self._pending.clear()
 
     def result(self) -> Metrics:
         """The totals so far."""
+        self._fold()
         return Metrics(
             events=self._events,
             requests=self._requests,
