@@ -34,7 +34,7 @@ class Pass:
 
     def _route(self, layer: int) -> Routed:
         routing = self._routing[layer]
-        self._experts_ns = dict(zip(routing.experts, map(self._cost.expert_ns, routing.tokens), strict=True))
+        self._experts_ns = dict(zip(routing.experts, self._cost.expert_times(routing.tokens), strict=True))
         return routing.experts, routing.tokens, None
 
 

@@ -83,6 +83,10 @@ class Scheduler:
         )
         self.queue = TransferQueue(config.depth)
         self.planner = Planner(recipe.io, config.pace)
+        # Asked after every event, hence at hand.
+        self._looks_ahead = self.forecast.looks_ahead
+        self._demands, self._prefetches = self.queue.demands, self.queue.prefetches
+        self._submitted, self._depth = self.queue.submitted, self.queue.depth
         self._gamma_limit = recipe.speculation.gamma(config.gamma)
         self._time = 0
         self._phase = Phase.IDLE
@@ -119,10 +123,9 @@ class Scheduler:
             raise IllegalEvent(f"time ran backwards from {self._time} ns: {event}")
         reply = self._handlers[type(event)](event)
         self._time = event.time
-        queue = self.queue
-        if self.forecast.looks_ahead:
-            self._wish(self.forecast.top_up(len(queue)), Purpose.PREFETCH)
-        if (queue.demands or queue.prefetches) and len(queue.submitted) < queue.depth:
+        if self._looks_ahead:
+            self._wish(self.forecast.top_up(len(self.queue)), Purpose.PREFETCH)
+        if (self._demands or self._prefetches) and len(self._submitted) < self._depth:
             commands: list[Command] = self._submissions()
             if reply is not None:
                 commands.append(reply)
@@ -279,9 +282,9 @@ class Scheduler:
 
     def _submissions(self) -> list[Command]:
         """Batches for the link, as long as it has room, something is queued and a slot can be had."""
-        queue, claim = self.queue, self.residency.claim
+        queue, claim, submitted = self.queue, self.residency.claim, self._submitted
         submits: list[Command] = []
-        while len(queue.submitted) < queue.depth:
+        while len(submitted) < self._depth:
             batch = self.planner.next_batch(queue)
             if batch is None:
                 break
@@ -299,7 +302,7 @@ class Scheduler:
             aligned = self.residency.align(loads) if len(loads) > 1 else tuple(loads)
             submit = Submit(self._batches, purpose, aligned)
             self._batches += 1
-            queue.submitted[submit.batch] = submit
+            submitted[submit.batch] = submit
             submits.append(submit)
         return submits
 

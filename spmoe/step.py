@@ -71,6 +71,7 @@ class ComputeLanded(NamedTuple):
 
     layer: int
     missing: Set[int]
+    """Shrinks as they compute: the same effect is yielded until none is left."""
 
 
 class Accept(NamedTuple):
@@ -130,9 +131,10 @@ def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
                 dispatch(Computed(time, layer, plan.hits))
         missing = {*plan.late, *plan.misses}
         waits: tuple[tuple[int, int], ...] = ()
+        landing = ComputeLanded(layer, missing)
         while missing:
             since = time
-            time, (until, landed) = yield ComputeLanded(layer, missing)
+            time, (until, landed) = yield landing
             missing.difference_update(landed)
             if until > since:
                 waits += ((since, until),)

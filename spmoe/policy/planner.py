@@ -82,7 +82,7 @@ class Planner:
         """Purpose and keys of the next batch, most urgent first; None where nothing is queued.  Takes nothing out."""
         count = self.loads_per_batch
         if queue.demands:
-            return Purpose.DEMAND, list(islice(queue.demands, count))
+            return Purpose.DEMAND, [next(iter(queue.demands))] if count == 1 else list(islice(queue.demands, count))
         head = queue.first_prefetch()
         if head is None:
             return None

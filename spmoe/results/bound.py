@@ -61,7 +61,7 @@ def bound(requests: Requests, cost: CostModel, gamma: int, slots: int) -> Bound:
             compute += model.layers * cost.layer_ns(size, request.position + size)
             for layer, routing in enumerate(window.routing()):
                 cache.visit(layer, routing.experts)
-                compute += sum(map(cost.expert_ns, routing.tokens))
+                compute += sum(cost.expert_times(routing.tokens))
                 widest = max(widest, len(routing.experts))
             tokens += window.accepted + 1
             stand_ins += window.stand_ins

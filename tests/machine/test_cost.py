@@ -86,6 +86,11 @@ def test_odd_widths_round_up_once() -> None:
     assert CostModel(replace(MODEL, expert_params=33), fast, 4.25, None).expert_ns(1) == 18 + 5
 
 
+def test_times_of_several_experts_are_those_of_each() -> None:
+    for tokens in ([], [1, 4, 2], [3, 1000]):
+        assert list(COST.expert_times(tokens)) == [COST.expert_ns(count) for count in tokens]
+
+
 def test_what_is_missing_is_said() -> None:
     bare = CostModel(MODEL, replace(MACHINE, cpu=None), 16, None)
     with pytest.raises(InputError, match="hardware paper: field cpu: expected a CPU"):
