@@ -141,7 +141,7 @@ class Scheduler:
         self._may_prefill = True
         initial = self.recipe.placement.initial(event.popular, self.config.slots)
         self.residency.fix(initial if isinstance(self.recipe.admission, InitialOnly) else ())
-        self._wish([Wish(key, event.time, 0) for key in sorted(initial)], Purpose.PRELOAD)
+        self._wish([(key, event.time, 0) for key in sorted(initial)], Purpose.PRELOAD)
         self._wish(self.forecast.request_begun(event), Purpose.PREFETCH)
 
     def _prefill_begun(self, event: PrefillBegun) -> None:

@@ -134,7 +134,7 @@ class FutureForecast(Forecast, VictimOrder):
             if key not in self._here and self._next_use(key) == visit:
                 self._here.add(key)
                 self._note(key)
-                wishes.append(Wish(key, visit, 0))
+                wishes.append((key, visit, 0))
         return wishes
 
     def touch(self, keys: Iterable[int]) -> None:

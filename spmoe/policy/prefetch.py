@@ -109,7 +109,7 @@ class _DraftForecast(Forecast):
         first = event.layer * self._experts
         for forecast in event.forecasts:
             for expert, weight in forecast[: self._top_n]:
-                wishes.append(Wish(first + expert, due, weight))
+                wishes.append((first + expert, due, weight))
             due += self._pace.layer_ns
             first += self._experts
         return wishes
@@ -130,4 +130,4 @@ class _GateForecast(Forecast):
             return ()
         first = event.layer * scope.experts
         due = event.time + scope.pace.layer_ns
-        return [Wish(first + expert, due, weight) for expert, weight in select(event.forecasts, self._top_n)]
+        return [(first + expert, due, weight) for expert, weight in select(event.forecasts, self._top_n)]

@@ -277,4 +277,9 @@ class MetricsFold:
 def _overlap(span: Span, others: list[Span]) -> int:
     """How much of `span` the others cover; they do not overlap each other."""
     start, end = span
-    return sum([max(0, min(end, other_end) - max(start, other_start)) for other_start, other_end in others])
+    covered = 0
+    for other_start, other_end in others:
+        shared = (end if other_end > end else other_end) - (start if other_start < start else other_start)
+        if shared > 0:
+            covered += shared
+    return covered

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from spmoe.state.events import (
     DraftPredicted,
@@ -15,14 +14,8 @@ from spmoe.state.events import (
     StepBegun,
 )
 
-
-class Wish(NamedTuple):
-    """A key that will be needed by `deadline` (ns, or any other order of time), with a weight from the forecasts."""
-
-    key: int
-    deadline: int
-    weight: int
-
+Wish = tuple[int, int, int]
+"""A key, the time by which it will be needed (ns, or any other order of time), and a weight from the forecasts."""
 
 NOTHING: tuple[Wish, ...] = ()
 

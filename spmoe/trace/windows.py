@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from typing import NamedTuple
 
 from spmoe.trace.schema import PrefillLine, RejectedLine, TokenLine
@@ -33,9 +32,11 @@ class Window(NamedTuple):
         """The needs of every layer, first to last."""
         layers = []
         for cells in zip(*[line.routed for line in self.inputs], strict=True):
-            routed = list(chain.from_iterable(cells))
-            experts = tuple(dict.fromkeys(routed))
-            layers.append(Routing(experts, tuple(map(routed.count, experts))))
+            tokens: dict[int, int] = {}
+            for cell in cells:
+                for expert in cell:
+                    tokens[expert] = tokens.get(expert, 0) + 1
+            layers.append(Routing(tuple(tokens), tuple(tokens.values())))
         return layers
 
 
