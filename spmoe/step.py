@@ -8,6 +8,7 @@ simulator turns effects into SimPy time-outs, the engine into kernels and copies
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Set
+from functools import cache
 from typing import Any, NamedTuple
 
 from spmoe.state.commands import LayerPlan, Reply, Speculate
@@ -117,10 +118,16 @@ def prefill(
     return time
 
 
+@cache
+def _attentions(layers: int) -> tuple[Attention, ...]:
+    """One effect per layer: they are the same in every pass."""
+    return tuple(map(Attention, range(layers)))
+
+
 def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
     """All layers of one forward pass: attention, router, residents, then the missing experts in order of arrival."""
-    for layer in range(layers):
-        time, (experts, tokens, next_gate) = yield Attention(layer)
+    for layer, attention in enumerate(_attentions(layers)):
+        time, (experts, tokens, next_gate) = yield attention
         plan = dispatch(LayerReached(time, layer, experts, tokens))
         assert type(plan) is LayerPlan
         if next_gate is not None:

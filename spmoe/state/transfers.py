@@ -62,8 +62,8 @@ class TransferQueue:
 
     def drop(self, first_key: int, end_key: int) -> None:
         """Forget the prefetches of keys in [first_key, end_key): their layer was reached without needing them."""
-        for key in [key for key in self.prefetches if first_key <= key < end_key]:
-            del self.prefetches[key]
+        for key in range(first_key, end_key):
+            self.prefetches.pop(key, None)
 
     def first_prefetch(self) -> Prefetch | None:
         """The prefetch that should travel next; None where none is queued."""
