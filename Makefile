@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# What the demo compares: those that follow the number of drafted tokens, one row per system.
+DEMO = on-demand.lru on-demand.lru-per-layer static.hindsight accelerate.layer-stream llamacpp.n-cpu-moe fiddler.spec moe-spac mixtral-offloading.paper.spec adapmoe.spec moe-infinity.paper.spec finemoe.paper.spec least-stale.spec next-gate spmoe.paper spmoe.per-layer clairvoyant
+
 .PHONY: demo test lint bench clean
 
 demo: .venv/demo.done
-	$(BIN)/python -m sim replay traces/mixtral.jsonl
+	$(BIN)/python -m sim replay traces/mixtral.jsonl --policy $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

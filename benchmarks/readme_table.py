@@ -2,13 +2,14 @@
 
     python benchmarks/readme_table.py
 
-writes benchmarks/results/demo.json, which is what `python -m sim replay traces/mixtral.jsonl --json FILE` writes, and
-the table between the two markers of README.md.  A test compares all three.
+writes benchmarks/results/demo.json, which is what `make demo` replays, and the table between the two markers of
+README.md.  A test compares all three.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ BEGIN = "<!-- demo table: made by benchmarks/readme_table.py -->"
 END = "<!-- end of demo table -->"
 
 
+POLICIES = re.search(r"^DEMO = (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split()  # type: ignore[index]
+"""Those of `make demo`."""
+
+
 def table(document: dict[str, Any]) -> str:
     """The results of a document `spmoe-result/1` as Markdown."""
 
@@ -29,8 +34,9 @@ def table(document: dict[str, Any]) -> str:
         return "" if value is None else f"{value:.0%}"
 
     lines = [
-        "| policy | ms/token | speed-up | x bound | loads/token | hit | late | precision | recall | stall | link |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| policy | ms/token | speed-up | x bound | loads/token | hit | late | precision | recall | stall | link "
+        "| CPU |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for result in document["results"]:
         cells = [
@@ -45,10 +51,11 @@ def table(document: dict[str, Any]) -> str:
             share(result["prefetch_recall"]),
             share(result["stall_fraction"]),
             share(result["link_utilisation"]),
+            share(result["host_utilisation"] or None),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     bound = document["bound"]
-    lines.append(f"| *bound* | {bound['tpot_ms']:.1f} | | 1.00 | {bound['loads_per_token']:.2f} | | | | | | |")
+    lines.append(f"| *bound* | {bound['tpot_ms']:.1f} | | 1.00 | {bound['loads_per_token']:.2f} | | | | | | | |")
     return "\n".join(lines)
 
 
@@ -60,7 +67,7 @@ def embedded(readme: str, document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    document = sim.replay(ROOT / "traces" / "mixtral.jsonl").to_json()
+    document = sim.replay(ROOT / "traces" / "mixtral.jsonl", POLICIES).to_json()
     with atomic_write(RESULTS) as stream:
         stream.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     text = embedded(README.read_text(encoding="utf-8"), document)

@@ -1,5 +1,6 @@
 """A SimPy interpreter of the policy core: what would a policy cost on this trace and machine?"""
 
 from sim.replay import replay
+from sim.sweep import sweep
 
-__all__ = ["replay"]
+__all__ = ["replay", "sweep"]

@@ -1,4 +1,4 @@
-"""`python -m sim`: replay, cutoff, cost, check, import."""
+"""`python -m sim`: replay, cutoff, sweep, plot, cost, check, import."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from sim.cutoff import study_cutoff
+from sim.grid import grid
 from sim.options import parser
+from sim.plot import plot
+from sim.pool import check_jobs
 from sim.replay import BASELINE, replay
-from sim.report import console, progress_bar, show_cost, show_cutoff, show_replay, show_summary
+from sim.report import console, progress_bar, show_cost, show_cutoff, show_replay, show_summary, show_sweep
 from sim.setting import resolve_setting
+from sim.sweep import count_done, run_sweep
+from sim.table import check_format
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, check_distinct
 from spmoe.machine.geometry import draft_model, geometry
-from spmoe.policy.registry import RECIPES
+from spmoe.policy.registry import recipe, select
 from spmoe.trace.draws import Rates
 from spmoe.trace.importers import import_trace
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import DraftShape, ModelShape
 from spmoe.trace.summary import summarise
 from spmoe.trace.writer import write_trace
+
+WORTH_SPREADING = 10_000
+"""Tokens to replay, over all policies, from which on other processes are sooner done than they are started."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (OSError, UnicodeEncodeError) as error:
         return _fail(f"standard output cannot be written: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted: {stop}" if stop.args else "interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -58,19 +66,23 @@ def _fail(message: str) -> int:
 
 def run_replay(options: argparse.Namespace) -> None:
     """Replay a trace, print the table, write what was asked for."""
-    policies: str | list[str] = "all" if options.policy == ["all"] else options.policy
+    jobs = check_jobs(options.jobs)
     check_distinct(trace=options.trace, log=options.log, timeline=options.timeline, json=_file(options.json))
     header = TraceFile(options.trace).header
-    runs = len(RECIPES) if policies == "all" else len({*policies, BASELINE})
+    runs = len({*select(options.policy), recipe(BASELINE)})
+    if options.jobs is None and runs * header.tokens < WORTH_SPREADING:
+        jobs = 1
     if options.cutoff == "best":
         runs += runs * (header.model.layers + 1)  # An upper limit: not every policy has a cutoff to try.
     with json_output(options.json) as write_json:
         with progress_bar(runs * header.tokens, "tokens") as progress:
             result = replay(
                 options.trace,
-                policies,
+                options.policy,
                 **_setting(options),
                 cutoff=options.cutoff,
+                lossy=options.lossy,
+                jobs=jobs,
                 log=options.log,
                 timeline=options.timeline,
                 progress=progress,
@@ -91,6 +103,29 @@ def run_cutoff(options: argparse.Namespace) -> None:
             study = study_cutoff(trace, options.policy, progress=progress, **_setting(options))
         write_json(study.to_json())
     show_cutoff(study, console(sys.stderr if options.json == "-" else sys.stdout))
+
+
+def run_swept(options: argparse.Namespace) -> None:
+    """Run a grid of replays, or say how large it is."""
+    check_jobs(options.jobs)
+    check_format(options.out)
+    cells = grid(options.trace, options.policy, cutoff=options.cutoff, lossy=options.lossy, **_setting(options))
+    if options.dry_run:
+        done = count_done(cells, options.out)
+        print(f"{len(cells):,} cells; {done:,} of them are done" if done else f"{len(cells):,} cells")
+        return
+    with progress_bar(len(cells), "cells") as progress:
+        swept = run_sweep(cells, options.out, options.jobs, progress)
+    show_sweep(swept, options.out, console(sys.stdout))
+    for one in select(options.policy):
+        if not (one.lossless or options.lossy):
+            print(f"left out {one.name}: changes the model's output; --lossy allows it")
+
+
+def run_plot(options: argparse.Namespace) -> None:
+    """Draw what a sweep found."""
+    out = plot(options.results, options.x, options.y, policies=options.policy, out=options.out)
+    print(out)
 
 
 def run_cost(options: argparse.Namespace) -> None:
@@ -157,6 +192,8 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "replay": run_replay,
     "cutoff": run_cutoff,
+    "sweep": run_swept,
+    "plot": run_plot,
     "cost": run_cost,
     "check": run_check,
     "import": run_import,

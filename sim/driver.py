@@ -7,20 +7,22 @@ from typing import Any
 
 import simpy
 
+from sim.cpu import Cpu, Result
 from sim.link import Arrival, Link
-from sim.passes import Pass, PromptPass, StepPass
+from sim.passes import Pass, PromptPass, StepPass, Told
 from spmoe.machine.cost import CostModel
+from spmoe.policy.runtime import NATIVE, Runtime
 from spmoe.scheduler import Scheduler
 from spmoe.state.commands import Command, Reply, Submit
-from spmoe.state.events import BatchArrived, Event, LayerReached, RequestBegun
-from spmoe.step import Compute, ComputeLanded, Effect, Outcome, prefill, step
+from spmoe.state.events import BatchArrived, Event, HostComputed, LayerReached, RequestBegun
+from spmoe.step import Compute, ComputeLanded, Effect, HostCompute, Outcome, prefill, step
 from spmoe.trace.windows import Request
 
 Observer = Callable[[Event, tuple[Command, ...]], None]
 """Sees every event with the scheduler's answer: metrics, logs and timelines are such."""
 
 Popularity = Callable[[int], tuple[int, ...]]
-"""The keys that other requests than the given one use most."""
+"""For a request, all keys by how much they are used: by other requests, or over the whole trace."""
 
 
 class Deadlock(RuntimeError):
@@ -41,6 +43,7 @@ class Driver:
         observers: tuple[Observer, ...] = (),
         popularity: Popularity | None = None,
         progress: Callable[[int], None] | None = None,
+        runtime: Runtime = NATIVE,
     ) -> None:
         """`progress` is told the number of tokens that each step puts out."""
         self._scheduler = scheduler
@@ -51,16 +54,31 @@ class Driver:
         self._env = simpy.Environment()
         self.now = 0
         """Where the program stands, in ns; it may be ahead of the event queue while nothing else can happen."""
-        self._link = Link(self._env, cost, self._batch_arrived)
+        self._runtime = runtime
+        self._link = Link(self._env, cost, self._runtime, self._batch_arrived)
+        self._cpu = Cpu(self._env, cost, self._host_computed)
+        # Asked with every effect, hence at hand.
+        self._overlap = self._runtime.overlap
+        self._prefetch_blocks = self._runtime.prefetch_blocks
+        self._layer = 0
+        """The layer reached last."""
         self._pass: Pass
         self._experts = scheduler.config.experts
         self._running = True
         self._landed: list[int] = []
         """Keys that arrived since the current layer was reached and did not compute yet."""
+        self._results: list[int] = []
+        """Experts of the current layer that the CPU has computed since."""
+        self._on_host: frozenset[int] = frozenset()
+        """Keys of the current layer that the CPU computes; their weights may arrive all the same."""
+        self._for_host: tuple[int, ...] = ()
+        """Experts that the CPU will compute when the GPU is through."""
         self._awaited: ComputeLanded | None = None
-        """The effect that waits for an arrival."""
+        """The effect that waits for something to land."""
+        self._blocked_until = 0
+        """Until when experts may not compute."""
         needs = scheduler.recipe.needs
-        self._feeds_gate = "next_gate" in needs
+        self._told = Told("next_gate" in needs, "gates" in needs, scheduler.recipe.gate)
         self._feeds_prefill = "future" in needs
 
     def run(self, requests: Iterator[Request]) -> None:
@@ -83,11 +101,11 @@ class Driver:
             popular = self._popularity(request.number) if self._popularity else ()
             self._dispatch(RequestBegun(self.now, request.number, popular))
             if request.prefill is not None:
-                self._pass = PromptPass(self._cost, request.prefill)
+                self._pass = PromptPass(self._cost, request.prefill, self._told)
                 touched = request.prefill.touched if self._feeds_prefill else ()
                 yield from prefill(self._dispatch, self.now, request.prefill.prompt_tokens, config.layers, touched)
             while lines := request.lines(config.gamma + 1):
-                this = self._pass = StepPass(self._cost, lines, request.position, self._feeds_gate)
+                this = self._pass = StepPass(self._cost, lines, request.position, self._told)
                 yield from step(self._dispatch, self.now, len(lines) - 1, config.layers)
                 request.advance(this.tokens)
                 if self._progress:
@@ -102,7 +120,9 @@ class Driver:
                 if type(effect) is ComputeLanded:
                     outcome = self._compute_landed(effect)
                 elif type(effect) is Compute:
-                    outcome = self._spend(self._pass.experts_ns(effect.experts), None)
+                    outcome = self._spend(self._pass.experts_ns(effect.experts), None, self._blocked_until)
+                elif type(effect) is HostCompute:
+                    outcome = self._compute_on_host(effect.experts)
                 else:
                     outcome = self._spend(*self._pass.outcome(effect))
                 if outcome is None:
@@ -110,43 +130,69 @@ class Driver:
         except StopIteration:
             self._running = False
 
-    def _spend(self, duration: int, value: Any) -> Outcome | None:
+    def _spend(self, duration: int, value: Any, earliest: int = 0) -> Outcome | None:
         """Let an effect take its time; its outcome, or None where that comes later."""
-        env, end = self._env, self.now + duration
+        env, began = self._env, self.now
+        if earliest > began:
+            began = earliest
+        if not self._overlap and duration:
+            began = self._link.reserve(began, duration)
+        end = began + duration
         if env.peek() > end:
             # Nothing else can happen before the effect is over: no need to trouble the event queue.
             self.now = end
-            return end, value
-        done = env.timeout(end - int(env.now), value)
+            return began, end, value
+        done = env.timeout(end - int(env.now), (began, end, value))
         done.callbacks.append(self._effect_over)
         return None
 
     def _effect_over(self, done: simpy.Event) -> None:
         self.now = int(self._env.now)
-        self._carry_out((self.now, done.value))
+        self._carry_out(done.value)
+
+    def _compute_on_host(self, experts: tuple[int, ...]) -> Outcome:
+        """Hand experts to the CPU; where it does not work beside the GPU, it begins later."""
+        self._on_host = frozenset([self._layer * self._experts + expert for expert in experts])
+        if self._runtime.host_overlap:
+            self._cpu.compute(self._layer, experts, self._pass.tokens_of(experts), self.now)
+        else:
+            self._for_host = experts
+        return self.now, self.now, None
 
     def _compute_landed(self, effect: ComputeLanded) -> Outcome | None:
-        """Compute what has landed, or leave the effect to the next arrival that brings something for it."""
-        if self._landed:
-            layer, missing = effect
-            first = layer * self._experts
-            landed = []
-            for key in self._landed:
-                if key - first in missing:
-                    landed.append(key - first)
-            self._landed.clear()
-            if landed:
+        """Compute what has landed, or leave the effect to whatever lands next."""
+        missing = effect.missing
+        if self._landed or self._results:
+            first = effect.layer * self._experts
+            landed = [key - first for key in self._landed if key - first in missing]
+            done = [expert for expert in self._results if expert in missing]
+            if landed or done:
+                self._landed = [key for key in self._landed if key - first not in missing]
+                self._results = [expert for expert in self._results if expert not in missing]
                 self._awaited = None
-                return self._spend(self._pass.experts_ns(landed), (self.now, tuple(landed)))
+                return self._spend(self._pass.experts_ns(landed), (*landed, *done))
+        if self._for_host and missing <= set(self._for_host):
+            self._cpu.compute(effect.layer, self._for_host, self._pass.tokens_of(self._for_host), self.now)
+            self._for_host = ()
         self._awaited = effect
         return None
 
     def _batch_arrived(self, arrival: Arrival) -> None:
         self._dispatch(BatchArrived(arrival.ended, arrival.batch.batch, arrival.started))
         for key, _, _ in arrival.batch.loads:
-            self._landed.append(key)
+            if key not in self._on_host:
+                self._landed.append(key)
+        self._go_on(arrival.ended)
+
+    def _host_computed(self, result: Result) -> None:
+        self._dispatch(HostComputed(result.ended, result.layer, result.expert, result.started))
+        self._results.append(result.expert)
+        self._go_on(result.ended)
+
+    def _go_on(self, now: int) -> None:
+        """Something landed: whoever waits for it goes on."""
         if self._awaited is not None:
-            self.now = arrival.ended
+            self.now = now
             outcome = self._compute_landed(self._awaited)
             if outcome is not None:
                 self._carry_out(outcome)
@@ -155,6 +201,10 @@ class Driver:
         if type(event) is LayerReached:
             # What arrived before is among the hits, or gone again.
             self._landed.clear()
+            self._on_host = frozenset()
+            self._layer = event.layer
+            if self._prefetch_blocks:
+                self._blocked_until = self._link.prefetched_at
         commands = self._scheduler.handle(event)
         for observe in self._observers:
             observe(event, commands)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Literal, NoReturn
 
+from sim.chart import X_AXES
 from spmoe.errors import InputError
 from spmoe.machine.geometry import geometry_names
 from spmoe.machine.hardware import hardware_names
@@ -37,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="N|best",
         help="leading layers that spmoe.* prefetches for (default: analytical)",
     )
+    _add_lossy(replay)
+    replay.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
     replay.add_argument("--json", metavar="FILE", help="write the results as JSON; - for standard output")
     replay.add_argument("--log", metavar="FILE", type=file, help="write the decision log (of a single policy)")
     replay.add_argument("--timeline", metavar="FILE", type=file, help="write a Chrome trace; ui.perfetto.dev opens it")
@@ -46,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     cut.add_argument("--policy", default="spmoe.paper", metavar="NAME", help="default: spmoe.paper")
     _add_setting(cut)
     cut.add_argument("--json", metavar="FILE", help="write both cutoffs and the sweep as JSON; - for standard output")
+
+    _add_sweep(commands.add_parser("sweep", help="replays over a grid, on all cores: a table with one row per cell"))
+    _add_plot(commands.add_parser("plot", help="draw what a sweep found: TPOT against cache share, gamma or cutoff"))
 
     cost = commands.add_parser("cost", help="where the times come from: the cost model, item by item")
     cost.add_argument("trace", metavar="TRACE", help="for its model, draft and longest request")
@@ -81,6 +87,55 @@ def _add_setting(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gamma", type=int, default=4, metavar="N", help="drafted tokens per step (default 4)")
 
 
+def _add_sweep(command: argparse.ArgumentParser) -> None:
+    command.add_argument("trace", nargs="+", metavar="TRACE", help="trace files (.jsonl, also .gz or .zst)")
+    command.add_argument(
+        "--policy", nargs="+", default=["all"], metavar="NAME", help=f"all (default), or: {', '.join(RECIPES)}"
+    )
+    command.add_argument(
+        "--hardware",
+        nargs="+",
+        default=["rtx-4090"],
+        metavar="NAME|FILE",
+        help=f"{', '.join(hardware_names())}, or a profile",
+    )
+    command.add_argument("--bits", nargs="+", default=["4.25"], metavar="BITS", help="16, 8 or 4.25 (default)")
+    room = command.add_mutually_exclusive_group()
+    room.add_argument("--vram", nargs="+", metavar="SIZE", help="GPU memory, such as 18GiB (default: the machine's)")
+    room.add_argument("--cache", nargs="+", type=float, metavar="FRACTION", help="shares of all experts with slots")
+    room.add_argument("--slots", nargs="+", type=int, metavar="N", help="expert slots, all layers together")
+    command.add_argument(
+        "--gamma", nargs="+", type=int, default=[4], metavar="N", help="drafted tokens per step (default 4)"
+    )
+    command.add_argument(
+        "--cutoff",
+        nargs="+",
+        type=cutoffs,
+        metavar="N|best|all",
+        help="leading layers that spmoe.* prefetches for; all: every number of layers (default: analytical)",
+    )
+    _add_lossy(command)
+    command.add_argument(
+        "--out", required=True, type=file, metavar="FILE", help=".csv or .parquet; cells it has are not run again"
+    )
+    command.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
+    command.add_argument("--dry-run", action="store_true", help="say how many cells there are, and run none")
+
+
+def _add_lossy(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--lossy", action="store_true", help="allow policies that change the model's output")
+
+
+def _add_plot(command: argparse.ArgumentParser) -> None:
+    command.add_argument("results", metavar="RESULTS", help="what a sweep wrote (.csv or .parquet)")
+    command.add_argument("--x", required=True, choices=X_AXES, help="what to draw against")
+    command.add_argument("--y", default="tpot_ms", metavar="COLUMN", help="what to draw (default tpot_ms)")
+    command.add_argument("--policy", nargs="+", metavar="NAME", help="draw these only, in this order")
+    command.add_argument(
+        "--out", type=file, metavar="FILE", help=".png or .svg (default: RESULTS-X.png beside the results)"
+    )
+
+
 def file(text: str) -> str:
     """A path; ArgumentTypeError for "-", which would become a file of that name."""
     if text == "-":
@@ -96,3 +151,11 @@ def cutoff(text: str) -> int | Literal["best"]:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number of layers, or best, got {text!r}") from None
+
+
+def cutoffs(text: str) -> int | Literal["best", "all"]:
+    """A number of layers, "best", or "all" of them; ArgumentTypeError for anything else."""
+    try:
+        return "all" if text == "all" else cutoff(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected a number of layers, best or all, got {text!r}") from None

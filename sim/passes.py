@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from spmoe.machine.cost import CostModel
+from spmoe.policy.gating import SensitivityGate
 from spmoe.state.events import Forecast
 from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Routed
-from spmoe.trace.schema import PrefillLine, TokenLine
+from spmoe.trace.schema import ONE, PrefillLine, RejectedLine, TokenLine
 from spmoe.trace.windows import Routing, window
 
 NO_FORECAST: Forecast = ()
 
 
+class Told(NamedTuple):
+    """What a recipe wants to be told besides the routing, and how it changes that.
+
+    `next_gate`: forecasts from the next layer's gate.  `gates`: gate probabilities.  `gate` drops experts of tokens
+    that are verified alone (lossy).
+    """
+
+    next_gate: bool = False
+    gates: bool = False
+    gate: SensitivityGate | None = None
+
+
+NOTHING: Final = Told()
+
+
 class Pass:
     """Stands in for the models during one program."""
 
-    def __init__(self, cost: CostModel) -> None:
+    def __init__(self, cost: CostModel, told: Told = NOTHING) -> None:
         self._cost = cost
+        self._told = told
         self._layer_ns = 0
         self._routing: list[Routing] = []
+        self._at = 0
         self._experts_ns: dict[int, int] = {}
+
+    def tokens_of(self, experts: Sequence[int]) -> tuple[int, ...]:
+        """How many tokens go to each of some experts of the layer whose router spoke last."""
+        routing = self._routing[self._at]
+        return tuple(routing.tokens[routing.experts.index(expert)] for expert in experts)
 
     def experts_ns(self, experts: Sequence[int]) -> int:
         """How long some experts of the layer whose router spoke last compute, one after the other."""
@@ -34,8 +57,9 @@ class Pass:
 
     def _route(self, layer: int) -> Routed:
         routing = self._routing[layer]
+        self._at = layer
         self._experts_ns = dict(zip(routing.experts, self._cost.expert_times(routing.tokens), strict=True))
-        return routing.experts, routing.tokens, None
+        return Routed(*routing)
 
 
 class PromptPass(Pass):
@@ -44,21 +68,27 @@ class PromptPass(Pass):
     Its line tells which experts are touched but not by how many tokens: these are spread evenly.
     """
 
-    def __init__(self, cost: CostModel, line: PrefillLine) -> None:
-        super().__init__(cost)
+    def __init__(self, cost: CostModel, line: PrefillLine, told: Told = NOTHING) -> None:
+        super().__init__(cost, told)
         self._layer_ns = cost.layer_ns(line.prompt_tokens, line.prompt_tokens)
         routed = line.prompt_tokens * cost.geometry.top_k
         self._routing = [Routing(cell, (-(-routed // len(cell)),) * len(cell) if cell else ()) for cell in line.touched]
+
+    def _route(self, layer: int) -> Routed:
+        routed = super()._route(layer)
+        if self._told.gates and routed.experts:
+            # No line tells them of a prompt: every expert touched counts alike.
+            return routed._replace(gates=(tuple((e, ONE // len(routed.experts)) for e in routed.experts),))
+        return routed
 
 
 class StepPass(Pass):
     """One round over the token lines at hand: drafting, then verifying as many as were drafted."""
 
-    def __init__(self, cost: CostModel, lines: Sequence[TokenLine], position: int, feeds_gate: bool) -> None:
-        """`lines` are those from the pending token on; `feeds_gate` asks for next-gate forecasts."""
-        super().__init__(cost)
+    def __init__(self, cost: CostModel, lines: Sequence[TokenLine], position: int, told: Told = NOTHING) -> None:
+        """`lines` are those from the pending token on."""
+        super().__init__(cost, told)
         self._position = position
-        self._feeds_gate = feeds_gate
         self._whole = window(lines, len(lines) - 1)
         self._drafted = 0
 
@@ -74,10 +104,7 @@ class StepPass(Pass):
             layer = effect.layer
             if layer == 0:
                 self._begin_verification()
-            routed = self._route(layer)
-            if self._feeds_gate and layer + 1 < len(self._routing):
-                return self._layer_ns, (*routed[:2], self._next_gate(layer + 1))
-            return self._layer_ns, routed
+            return self._layer_ns, self._route(layer)
         if kind is DraftLayers:
             forecasts = self._forecasts("draft", effect.token)[effect.first : effect.end]
             return self._cost.draft_layers_ns(effect.first, effect.end), forecasts
@@ -88,6 +115,16 @@ class StepPass(Pass):
         assert kind is Accept
         return 0, self.tokens - 1
 
+    def _route(self, layer: int) -> Routed:
+        routed = super()._route(layer)
+        told = self._told
+        if told.next_gate and layer + 1 < len(self._routing):
+            routed = routed._replace(next_gate=self._next_gate(layer + 1))
+        if told.gates:
+            inputs = self._whole.inputs[: self._drafted + 1]
+            routed = routed._replace(gates=tuple(gate_of(line, layer) for line in inputs))
+        return routed
+
     def _next_gate(self, layer: int) -> tuple[Forecast, ...]:
         return tuple([self._forecasts("next_gate", token)[layer] for token in range(self._drafted + 1)])
 
@@ -95,8 +132,35 @@ class StepPass(Pass):
         tokens = self._drafted + 1
         whole = self._whole
         self._layer_ns = self._cost.layer_ns(tokens, self._position + tokens)
-        self._routing = whole._replace(inputs=whole.inputs[:tokens]).routing()
+        inputs = whole.inputs[:tokens]
+        if tokens == 1 and self._told.gate is not None:
+            inputs = (thinned(inputs[0], self._told.gate),)
+        self._routing = whole._replace(inputs=inputs).routing()
 
     def _forecasts(self, name: str, token: int) -> tuple[Forecast, ...]:
         forecasts = self._whole.inputs[token].forecasts.get(name)
         return forecasts if forecasts is not None else (NO_FORECAST,) * self._cost.geometry.layers
+
+
+def gate_of(line: TokenLine | RejectedLine, layer: int) -> Forecast:
+    """The gate's probabilities of one token by rank: all of them where the trace has them, else its experts' weights.
+
+    Where it has no weights either, its experts count alike.
+    """
+    cell = line.routed[layer]
+    if isinstance(line, TokenLine):
+        if line.gate_probs is not None and line.gate_probs[layer]:
+            return tuple(sorted(enumerate(line.gate_probs[layer]), key=lambda pair: (-pair[1], pair[0])))
+        if line.weights is not None and line.weights[layer]:
+            return tuple(zip(cell, line.weights[layer], strict=True))
+    return tuple((expert, ONE // len(cell)) for expert in cell)
+
+
+def thinned(line: TokenLine | RejectedLine, gate: SensitivityGate) -> TokenLine | RejectedLine:
+    """The token with the experts that the gate keeps."""
+    layers = len(line.routed)
+    kept = []
+    for layer, cell in enumerate(line.routed):
+        weights = dict(gate_of(line, layer))
+        kept.append(cell[: gate.keeps(layer, layers, tuple(weights[expert] for expert in cell))])
+    return line._replace(routed=tuple(kept))

@@ -1,4 +1,4 @@
-"""How often each request of a trace uses each expert, for policies that learn from the other requests."""
+"""How often a trace uses each expert, for policies that learn from other requests, or know all in hindsight."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spmoe.policy.belady import Requests
 from spmoe.trace.schema import TokenLine, Trace
+from spmoe.trace.windows import fixed_windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +44,14 @@ def count_uses(trace: Trace) -> Uses:
                 used[layer * experts + expert] += 1
     table = np.array(counts, dtype=np.int64).reshape(len(counts), keys)
     return Uses(table, table.sum(axis=0), row)
+
+
+def most_needed(requests: Requests, gamma: int, layers: int, experts: int) -> tuple[int, ...]:
+    """All keys, those that most windows of `gamma` drafted tokens need first, ties by key."""
+    needs = [0] * (layers * experts)
+    for request in requests():
+        for window in fixed_windows(request, gamma):
+            for layer, routing in enumerate(window.routing()):
+                for expert in routing.experts:
+                    needs[layer * experts + expert] += 1
+    return tuple(sorted(range(len(needs)), key=lambda key: (-needs[key], key)))

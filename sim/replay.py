@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
+from sim.driver import Observer
+from sim.pool import check_jobs, spread
 from sim.runner import Progress, Runner
 from sim.setting import Setting, resolve_setting
 from spmoe.config import SchedulerConfig
@@ -18,7 +20,7 @@ from spmoe.machine.hardware import Hardware
 from spmoe.policy.horizon import CutoffLayer
 from spmoe.policy.placement import LayerPools
 from spmoe.policy.recipe import Recipe
-from spmoe.policy.registry import RECIPES, recipe
+from spmoe.policy.registry import recipe, select
 from spmoe.results.bound import Bound
 from spmoe.results.metrics import Metrics
 from spmoe.results.result import SCHEMA, Result
@@ -84,25 +86,32 @@ def replay(
     slots: int | None = None,
     gamma: int = 4,
     cutoff: int | Literal["best"] | None = None,
+    lossy: bool = False,
+    jobs: int = 1,
     log: str | os.PathLike[str] | None = None,
     timeline: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Replay:
-    """Replay `trace` (a path, or a `Trace`) under `policies`: names, or "all" that apply to it.
+    """Replay `trace` (a path, or a `Trace`) under `policies`: names, patterns ("spmoe.*"), or "all".
+
+    A policy that does not apply is an error where it is named, else left out.
 
     `vram` (a size such as "18GiB", or bytes), `cache` (share of all experts) and `slots` (experts, all layers together)
     exclude each other; `gamma` is the number of drafted tokens; `cutoff` the number of leading layers that SP-MoE
-    prefetches for, "best" for that with the lowest TPOT, None for the analytical one.  `log` takes the decision log of
-    a single policy, `timeline` a Chrome trace of all.
+    prefetches for, "best" for that with the lowest TPOT, None for the analytical one.  `lossy` allows policies that
+    change the model's output.  `log` takes the decision log of a single policy, `timeline` a Chrome trace of all.
+    `jobs`: processes to spread the policies over, unless there is a log or a timeline to write; a script that uses more
+    than one has to start under `if __name__ == "__main__":`.
 
     Raises InputError, one line, for whatever is wrong with trace or arguments.
     """
     check_distinct(trace=trace if isinstance(trace, str | os.PathLike) else None, log=log, timeline=timeline)
     source: Trace = TraceFile(trace) if isinstance(trace, str | os.PathLike) else trace
     _check_cutoff(cutoff, source.header.model.layers)
-    chosen = _choose(policies)
-    everything = policies == "all" or list(policies) == ["all"]
-    if log is not None and (everything or len(chosen) > 1):
+    check_jobs(jobs)
+    named = [policies] if isinstance(policies, str) else list(policies)
+    chosen = select(named)
+    if log is not None and len(chosen) > 1:
         raise InputError("log: expected a single policy, since a log holds the decisions of one run")
     summary = summarise(source)
     setting = resolve_setting(
@@ -115,33 +124,32 @@ def replay(
         slots=slots,
         gamma=gamma,
     )
-    applicable, skipped = _sort_out(chosen, source, summary, setting, strict=not everything)
-    runner = Runner(source, setting, progress)
-    cutoffs: dict[str, int] = {}
-    metrics: dict[str, Metrics] = {}
+    applicable, skipped = _sort_out(chosen, source, summary, setting, lossy, named)
+    outcomes: dict[str, Outcome] = {}
     with ExitStack() as files:
         spans = TimelineWriter(files.enter_context(atomic_write(timeline))) if timeline is not None else None
-        for one in applicable:
-            config, observers = _prepare(runner, one, cutoff), []
-            if isinstance(one.horizon, CutoffLayer):
-                cutoffs[one.name] = config.cutoff
-            writer = LogWriter(files.enter_context(atomic_write(log)), config) if log is not None else None
-            if writer is not None:
-                observers.append(writer.observe)
-            if spans is not None:
-                observers.append(spans.run(one.name, config.experts).observe)
-            metrics[one.name] = runner.run(one, config, observers)
-            if writer is not None:
-                writer.close()
+        logs = files.enter_context(atomic_write(log)) if log is not None else None
+        tasks = [Task(source, setting, one.name, cutoff) for one in applicable]
+        if spans is None and logs is None and jobs > 1:
+            for outcome in spread(run_task, tasks, jobs):
+                outcomes[outcome.policy] = outcome
+                if progress is not None:
+                    progress(outcome.policy, outcome.metrics.tokens)
+        else:
+            for task in tasks:
+                outcomes[task.policy] = run_task(task, progress, spans, logs)
         if spans is not None:
             spans.close()
         # Still inside: should one of these fail, no file is left behind.
-        baseline = recipe(BASELINE)
-        on_demand = metrics.get(BASELINE) or runner.run(baseline, runner.configure(baseline)[0])
+        runner = Runner(source, setting, progress)
+        baseline = outcomes.get(BASELINE) or run_task(Task(source, setting, BASELINE, None), progress)
         bounds = {one.name: runner.bound(one.speculation.gamma(setting.gamma)) for one in applicable}
         fixed = runner.bound(setting.gamma)
+    on_demand_ms = baseline.metrics.tpot_ms
+    metrics = {name: outcome.metrics for name, outcome in outcomes.items()}
+    cutoffs = {one.name: outcomes[one.name].config.cutoff for one in applicable if isinstance(one.horizon, CutoffLayer)}
     results = [
-        Result(one, metrics[one.name], setting.budget.expert, on_demand.tpot_ms, bounds[one.name].tpot_ms)
+        Result(one, metrics[one.name], setting.budget.expert, on_demand_ms, bounds[one.name].tpot_ms)
         for one in applicable
     ]
     return Replay(
@@ -163,11 +171,45 @@ def _check_cutoff(cutoff: object, layers: int) -> None:
         raise InputError(f"cutoff: expected a number of layers within 0..{layers}, or best, got {cutoff!r}")
 
 
-def _prepare(runner: Runner, one: Recipe, cutoff: int | Literal["best"] | None) -> SchedulerConfig:
-    """The configuration to run with: the cutoff as asked for, where the recipe has one."""
-    if not isinstance(one.horizon, CutoffLayer):
-        return runner.configure(one)[0]
-    return runner.configure(one, runner.best_cutoff(one) if cutoff == "best" else cutoff)[0]
+class Task(NamedTuple):
+    """A policy to run in a setting, with the cutoff asked for."""
+
+    trace: Trace
+    setting: Setting
+    policy: str
+    cutoff: int | Literal["best"] | None
+
+
+class Outcome(NamedTuple):
+    """What came of a task, and the configuration it ran with."""
+
+    policy: str
+    config: SchedulerConfig
+    metrics: Metrics
+
+
+def run_task(
+    task: Task,
+    progress: Progress | None = None,
+    spans: TimelineWriter | None = None,
+    log: IO[str] | None = None,
+) -> Outcome:
+    """Replay the trace under one policy; `spans` and `log` take its timeline and its decisions."""
+    one, runner = recipe(task.policy), Runner(task.trace, task.setting, progress)
+    layers = None
+    if isinstance(one.horizon, CutoffLayer):
+        layers = runner.best_cutoff(one) if task.cutoff == "best" else task.cutoff
+    config = runner.configure(one, layers)[0]
+    observers: list[Observer] = []
+    writer = LogWriter(log, config) if log is not None else None
+    if writer is not None:
+        observers.append(writer.observe)
+    if spans is not None:
+        observers.append(spans.run(one.name, config.experts).observe)
+    metrics = runner.run(one, config, observers)
+    if writer is not None:
+        writer.close()
+    return Outcome(one.name, config, metrics)
 
 
 def describe_trace(trace: Trace, summary: TraceSummary) -> dict[str, Any]:
@@ -198,46 +240,46 @@ def _warnings(recipes: Sequence[Recipe], setting: Setting, windows: Bound) -> tu
     share = slots // model.layers
     split = [one.name for one in recipes if isinstance(one.placement, LayerPools)]
     if split and share < windows.widest:
+        others = f" and {len(split) - 2} more" if len(split) > 2 else ""
         return (
-            f"{', '.join(split)}: the {share} slots of a layer are fewer than the {windows.widest} experts that one "
-            "may need at once: such layers run in waves",
+            f"{', '.join(split[:2])}{others}: the {share} slots of a layer are fewer than the {windows.widest} "
+            "experts that one may need at once: such layers run in waves",
         )
     return ()
 
 
-def _choose(policies: str | Sequence[str]) -> list[Recipe]:
-    names = [policies] if isinstance(policies, str) else list(policies)
-    if names == ["all"]:
-        return list(RECIPES.values())
-    if not names:
-        raise InputError("policies: expected at least one")
-    if "all" in names:
-        raise InputError("policy 'all' cannot be combined with others")
-    return [recipe(name) for name in dict.fromkeys(names)]
-
-
 def _sort_out(
-    chosen: Iterable[Recipe], trace: Trace, summary: TraceSummary, setting: Setting, strict: bool
+    chosen: Iterable[Recipe],
+    trace: Trace,
+    summary: TraceSummary,
+    setting: Setting,
+    lossy: bool,
+    named: Container[str],
 ) -> tuple[list[Recipe], dict[str, str]]:
-    """Those that trace and cache allow, and why not the others; with `strict` the first of these is an error."""
+    """Those that trace and cache allow, and why not the others; one `named` outright that they do not is an error."""
     applicable, skipped = [], {}
     for candidate in chosen:
-        missing = _obstacle(candidate, trace, summary, setting)
+        missing = _obstacle(candidate, trace, summary, setting, lossy)
         if missing is None:
             applicable.append(candidate)
-        elif strict:
+        elif candidate.name in named:
             raise InputError(f"policy {candidate.name}: {missing}")
         else:
             skipped[candidate.name] = missing
     return applicable, skipped
 
 
-def _obstacle(candidate: Recipe, trace: Trace, summary: TraceSummary, setting: Setting) -> str | None:
+def _obstacle(candidate: Recipe, trace: Trace, summary: TraceSummary, setting: Setting, lossy: bool) -> str | None:
+    if not (candidate.lossless or lossy):
+        return "changes the model's output; --lossy (lossy=True) allows it"
     for name in sorted(candidate.needs & {"draft", "next_gate"}):
         if name not in trace.header.forecasts:
             return f"needs {name} forecasts, which the trace does not have"
     if "popularity" in candidate.needs and summary.requests < 2:
         return "learns from other requests, and the trace has only one"
-    if isinstance(candidate.placement, LayerPools) and setting.slots < setting.geometry.layers:
-        return f"needs a slot for each of the {setting.geometry.layers} layers, and there are {setting.slots}"
+    if "cpu" in candidate.needs and setting.hardware.cpu is None:
+        return f"needs the speed of the CPU, which hardware {setting.hardware.name} does not tell"
+    least = candidate.placement.least(setting.shape)
+    if setting.slots < least:
+        return f"needs at least {least} slots, and there are {setting.slots}"
     return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +18,7 @@ from sim.cutoff import CutoffStudy
 from sim.replay import Replay
 from sim.runner import Progress as Told
 from sim.setting import Setting
+from sim.sweep import Sweep
 from spmoe.config import even_window
 from spmoe.machine.units import format_ms
 from spmoe.results.bound import Bound
@@ -39,9 +42,10 @@ HEADINGS = (
     "recall",
     "stall",
     "link",
+    "CPU",
 )
-CORE_COLUMNS = 6
-FULL_WIDTH = 106
+COLUMNS = (len(HEADINGS), 6, 5, 4)
+"""How many of them may be shown; the most that there is room for."""
 
 
 class _Console(Console):
@@ -84,18 +88,29 @@ def show_replay(replay: Replay, out: Console) -> None:
     title = f"{name} ({trace['source']}, {trace['tokens']:,} tokens of {trace['model']}), {setting.describe()}"
     out.print(Text(f"{title}, gamma {setting.gamma}"), soft_wrap=True)
     # A narrow terminal gets fewer columns rather than broken ones.
-    headings = HEADINGS if out.width >= FULL_WIDTH else HEADINGS[:CORE_COLUMNS]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
-    for result in replay.results:
-        table.add_row(*_cells(result)[: len(headings)])
-    table.add_row(*_bound_cells(replay.bound, replay.results)[: len(headings)], style="italic")
-    out.print(table)
-    if len(headings) < len(HEADINGS):
-        out.print(Text(f"({', '.join(HEADINGS[CORE_COLUMNS:])}: from {FULL_WIDTH} columns on)"), soft_wrap=True)
+    shown = next((count for count in COLUMNS if _width(replay, count, out) <= out.width), COLUMNS[-1])
+    out.print(_replay_table(replay, shown))
+    if shown < len(HEADINGS):
+        width = _width(replay, len(HEADINGS), out)
+        out.print(Text(f"({', '.join(HEADINGS[shown:])}: from {width} columns on)"), soft_wrap=True)
     for line in notes(replay):
         out.print(Text(line), soft_wrap=True)
+
+
+def _replay_table(replay: Replay, columns: int) -> Table:
+    """One row per policy and one for the bound; the first columns of them."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in HEADINGS[:columns]:
+        table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
+    for result in replay.results:
+        table.add_row(*_cells(result)[:columns])
+    table.add_row(*_bound_cells(replay.bound, replay.results)[:columns], style="italic")
+    return table
+
+
+def _width(replay: Replay, columns: int, out: Console) -> int:
+    """The width that the table takes with so many columns."""
+    return Measurement.get(out, out.options.update(max_width=10 * WIDTH), _replay_table(replay, columns)).maximum
 
 
 def notes(replay: Replay) -> Iterable[str]:
@@ -140,6 +155,19 @@ def show_cutoff(study: CutoffStudy, out: Console) -> None:
             ", ".join(marks),
         )
     out.print(table)
+
+
+def show_sweep(swept: Sweep, path: str, out: Console) -> None:
+    """What a sweep left behind, and which cells have nothing to say and why."""
+    parts = [f"{path}: {len(swept.rows):,} cells"]
+    if swept.reused:
+        parts.append(f"{swept.reused:,} of them were there already")
+    if swept.dropped:
+        parts.append(f"{swept.dropped:,} that were there are not of this grid, or of another version, and are gone")
+    out.print(Text("; ".join(parts)), soft_wrap=True)
+    reasons = Counter((str(row["policy"]), str(row["skipped"])) for row in swept.rows if row["skipped"] is not None)
+    for (name, why), count in reasons.items():
+        out.print(Text(f"left out {name} in {count:,} cells: {why}"), soft_wrap=True)
 
 
 def show_cost(setting: Setting, out: Console) -> None:
@@ -208,6 +236,7 @@ def _cells(result: Result) -> list[str]:
         _number(metrics.prefetch_recall, ".0%"),
         _number(metrics.stall_fraction, ".0%"),
         _number(metrics.link_utilisation, ".0%"),
+        _number(metrics.host_utilisation or None, ".0%"),
     ]
 
 
@@ -225,6 +254,7 @@ def _bound_cells(bound: Bound, results: tuple[Result, ...]) -> list[str]:
         NOTHING,
         NOTHING,
         _number(bound.link_utilisation, ".0%"),
+        NOTHING,
     ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
-from sim.driver import Driver, Observer
-from sim.popularity import Uses, count_uses
+from sim.driver import Driver, Observer, Popularity
+from sim.popularity import Uses, count_uses, most_needed
 from sim.setting import Setting
 from spmoe.config import SchedulerConfig, configure
 from spmoe.policy.clairvoyant import Future
@@ -40,18 +40,28 @@ class Runner:
     def run(self, recipe: Recipe, config: SchedulerConfig, observers: Sequence[Observer] = ()) -> Metrics:
         """Replay the trace under one policy."""
         future = Future(self._requests, config.gamma) if "future" in recipe.needs else None
-        popularity = self._uses.popular if "popularity" in recipe.needs else None
         fold = MetricsFold(config.experts)
         progress = self._progress
         driver = Driver(
             Scheduler(config, future),
             self._setting.cost,
             (fold.observe, *observers),
-            popularity,
+            self._popularity(recipe, config),
             None if progress is None else lambda tokens: progress(recipe.name, tokens),
+            recipe.runtime,
         )
         driver.run(self._requests(*(recipe.needs & set(FORECAST_NAMES))))
         return fold.result()
+
+    def _popularity(self, recipe: Recipe, config: SchedulerConfig) -> Popularity | None:
+        """The ranking of keys that a recipe asks for."""
+        if "popularity" in recipe.needs:
+            return self._uses.popular
+        if "hindsight" in recipe.needs:
+            gamma = recipe.speculation.gamma(config.gamma)
+            ranking = most_needed(self._requests, gamma, config.layers, config.experts)
+            return lambda request: ranking
+        return None
 
     def sweep_cutoff(self, recipe: Recipe) -> Iterator[tuple[int, Metrics]]:
         """Every cutoff, from no layer to all, and what it comes to."""

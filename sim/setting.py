@@ -15,6 +15,7 @@ from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import DraftModel, Geometry, draft_model, draft_names, geometry, geometry_names
 from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.machine.units import format_size, parse_size
+from spmoe.state.keys import Shape
 from spmoe.trace.schema import DraftShape, Header, ModelShape
 
 MAX_GAMMA = 1024
@@ -38,6 +39,11 @@ class Setting:
     slots_given: bool
     gamma: int
     longest_request: int
+
+    @property
+    def shape(self) -> Shape:
+        """The model's MoE layers."""
+        return Shape(self.geometry.layers, self.geometry.experts, self.geometry.top_k)
 
     @property
     def feasible(self) -> bool:

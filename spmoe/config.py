@@ -11,12 +11,10 @@ from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import Geometry
 from spmoe.policy.cutoff import Cutoff, analytical_cutoff
 from spmoe.policy.horizon import CutoffLayer
-from spmoe.policy.planner import Pace
+from spmoe.policy.planner import DEPTH, Pace
 from spmoe.policy.prefetch import DraftGate
 from spmoe.policy.recipe import Recipe
-
-DEPTH = 2
-"""Batches submitted at a time: one on the link, one behind it so that the link never idles between two."""
+from spmoe.state.keys import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +46,11 @@ class SchedulerConfig:
         if not 0 <= self.cutoff <= self.layers:
             raise ValueError(f"cutoff must be within 0..{self.layers}, not {self.cutoff}")
 
+    @property
+    def shape(self) -> Shape:
+        """The model's."""
+        return Shape(self.layers, self.experts, self.top_k)
+
 
 def even_window(model: Geometry, tokens: int) -> tuple[Fraction, int]:
     """Expected distinct experts of a layer for so many tokens, were all chosen evenly, and tokens per expert (rounded).
@@ -56,6 +59,19 @@ def even_window(model: Geometry, tokens: int) -> tuple[Fraction, int]:
     """
     touched = model.experts * (1 - (1 - Fraction(model.top_k, model.experts)) ** tokens)
     return touched, round(tokens * model.top_k / touched)
+
+
+def host_tokens(cost: CostModel) -> int:
+    """The most tokens for which the CPU computes an expert in less time than a load takes; 0 where it never does.
+
+    Raises InputError where the hardware profile has no CPU.
+    """
+    load_ns = cost.load_ns()
+    tokens = 0
+    for bit in reversed(range(20)):  # The time grows with the tokens, so the answer can be found bit by bit.
+        if cost.host_expert_ns(tokens | 1 << bit) < load_ns:
+            tokens |= 1 << bit
+    return tokens
 
 
 def configure(
@@ -76,6 +92,7 @@ def configure(
         transfer_ns=cost.transfer_ns(expert_bytes),
         draft_ns=cost.draft_token_ns() if gamma else 0,
         layer_ns=cost.layer_ns(window, context) + ceil(touched * cost.expert_ns(tokens)),
+        host_tokens=host_tokens(cost) if "cpu" in recipe.needs else 0,
     )
     reason = None
     if isinstance(recipe.horizon, CutoffLayer) and isinstance(recipe.predictor, DraftGate):
@@ -102,5 +119,6 @@ def configure(
         gamma=gamma,
         cutoff=cutoff or 0,
         pace=pace,
+        depth=recipe.io.depth,
     )
     return config, reason

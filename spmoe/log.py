@@ -20,7 +20,7 @@ from spmoe.policy.planner import Pace
 from spmoe.scheduler import IllegalEvent, Scheduler, TransferFailed
 from spmoe.state import events as event_types
 from spmoe.state.commands import Command, Submit
-from spmoe.state.events import Computed, DraftPredicted, Event, GatePredicted, LayerReached, RequestBegun
+from spmoe.state.events import Computed, DraftPredicted, Event, GatePredicted, HostComputed, LayerReached, RequestBegun
 from spmoe.state.keys import expert_key, layer_and_expert
 
 FORMAT = "spmoe-log"
@@ -163,8 +163,12 @@ def _read_event(entry: dict[str, Any], experts: int) -> Event:
 def _named_experts(event: Event) -> Iterator[int]:
     if isinstance(event, LayerReached | Computed):
         yield from event.experts
-    elif isinstance(event, DraftPredicted | GatePredicted):
+    elif isinstance(event, HostComputed):
+        yield event.expert
+    if isinstance(event, DraftPredicted | GatePredicted):
         yield from (expert for forecast in event.forecasts for expert, _ in forecast)
+    elif isinstance(event, LayerReached):
+        yield from (expert for gate in event.gates for expert, _ in gate)
 
 
 def _tuples(value: Any) -> Any:

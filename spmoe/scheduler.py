@@ -25,6 +25,7 @@ from spmoe.state.events import (
     DraftPredicted,
     Event,
     GatePredicted,
+    HostComputed,
     LayerDone,
     LayerReached,
     PrefillBegun,
@@ -35,7 +36,7 @@ from spmoe.state.events import (
     TokenDrafted,
 )
 from spmoe.state.forecast import Wish
-from spmoe.state.residency import Residency
+from spmoe.state.residency import Pool, Residency
 from spmoe.state.transfers import TransferQueue
 
 
@@ -74,19 +75,24 @@ class Scheduler:
         recipe = find_recipe(config.recipe)
         self.config = config
         self.recipe = recipe
-        shape = (config.layers, config.experts)
-        scope = Scope(*shape, config.top_k, config.cutoff, recipe.horizon, config.pace)
-        pool_of = recipe.placement.pool_of(*shape)
-        self.forecast = recipe.predictor.forecast(scope, future)
+        placement, shape = recipe.placement, config.shape
+        pool_of = placement.pool_of(shape)
+        self.forecast = recipe.predictor.forecast(Scope(*shape, config.cutoff, recipe.horizon, config.pace), future)
         self.residency = Residency(
-            recipe.placement.pools(*shape, config.slots), pool_of, recipe.eviction.order(pool_of, self.forecast)
+            placement.pools(shape, config.slots),
+            pool_of,
+            recipe.eviction.order(pool_of, self.forecast, config.experts),
+            Pool(config.slots - placement.buffers, placement.buffers),
         )
         self.queue = TransferQueue(config.depth)
         self.planner = Planner(recipe.io, config.pace)
         # Asked after every event, hence at hand.
         self._looks_ahead = self.forecast.looks_ahead
+        self._has_buffers = placement.buffers > 0
         self._demands, self._prefetches = self.queue.demands, self.queue.prefetches
         self._submitted, self._depth = self.queue.submitted, self.queue.depth
+        self._miss, self._fetch_only = recipe.miss, recipe.miss.fetch_only
+        self._only_initial = isinstance(recipe.admission, InitialOnly)
         self._gamma_limit = recipe.speculation.gamma(config.gamma)
         self._time = 0
         self._phase = Phase.IDLE
@@ -95,6 +101,8 @@ class Scheduler:
         self._gamma = 0
         self._drafted = self._predicted = 0
         self._next_layer = 0
+        self._on_host: set[int] = set()
+        """Experts of the open layer that the CPU still computes."""
         self._batches = 0
         self._handlers: dict[type[Event], Callable[..., Command | None]] = {
             RequestBegun: self._request_begun,
@@ -106,6 +114,7 @@ class Scheduler:
             LayerReached: self._layer_reached,
             GatePredicted: self._gate_predicted,
             Computed: self._computed,
+            HostComputed: self._host_computed,
             LayerDone: self._layer_done,
             BatchArrived: self._batch_arrived,
             BatchFailed: self._batch_failed,
@@ -139,8 +148,8 @@ class Scheduler:
             self._refuse(event)
         self._phase = Phase.READY
         self._may_prefill = True
-        initial = self.recipe.placement.initial(event.popular, self.config.slots)
-        self.residency.fix(initial if isinstance(self.recipe.admission, InitialOnly) else ())
+        initial = self.recipe.placement.initial(event.popular, self.config.shape, self.config.slots)
+        self.residency.fix(initial if self._only_initial else ())
         self._wish([(key, event.time, 0) for key in sorted(initial)], Purpose.PRELOAD)
         self._wish(self.forecast.request_begun(event), Purpose.PREFETCH)
 
@@ -210,12 +219,16 @@ class Scheduler:
         residency, queue = self.residency, self.queue
         resident, in_flight = residency.resident, residency.in_flight
         first = event.layer * self.config.experts
+        host = () if self._fetch_only else self._for_host(event)
         hits: list[int] = []
         late: list[int] = []
         misses: list[int] = []
         present, absent, pin = [], [], residency.pinned.add
         for expert in event.experts:
             key = first + expert
+            if expert in host:
+                (late if key in in_flight or key in queue.prefetches else misses).append(expert)
+                continue
             pin(key)
             if key in resident:
                 hits.append(expert)
@@ -227,14 +240,47 @@ class Scheduler:
                 else:
                     (late if key in queue.prefetches else misses).append(expert)
                     queue.demand(key)
+        if absent and self._miss.whole_layer:
+            present = self._demand_rest_of_layer(event.layer) + present
         present += absent  # Residents first; both kinds in routing order.
+        if self._has_buffers:
+            residency.adopt(present)
         residency.touch(present)
-        self.forecast.layer_reached(event)
+        wishes = self.forecast.layer_reached(event)
         if queue.prefetches and self.forecast.expires:
             queue.drop(first, first + self.config.experts)
+        if wishes:
+            self._wish(wishes, Purpose.PREFETCH)
         self._phase = Phase.LAYER
+        self._on_host.update(host)
         waves = bool(absent) and not residency.holds(present)
-        return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), waves)
+        in_order = self._miss.in_order and not waves  # In waves a hit must not keep its slot until its turn comes.
+        return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), host, in_order, waves)
+
+    def _for_host(self, event: LayerReached) -> tuple[int, ...]:
+        """The experts of the layer that the CPU computes, in routing order."""
+        first, window = event.layer * self.config.experts, sum(event.tokens) // self.config.top_k
+        # What passes through the slots that a fixed placement leaves is not cached, even while it is still there.
+        there = self.residency.fixed if self._only_initial else self.residency.resident
+        pace, on_host = self.config.pace, self._miss.on_host
+        return tuple(
+            expert
+            for expert, tokens in zip(event.experts, event.tokens, strict=True)
+            if first + expert not in there and on_host(tokens, window, pace)
+        )
+
+    def _demand_rest_of_layer(self, layer: int) -> list[int]:
+        """Demand all experts of a layer that are neither there nor on their way; returns those that were not yet."""
+        residency, queue = self.residency, self.queue
+        first = layer * self.config.experts
+        rest = [
+            key
+            for key in range(first, first + self.config.experts)
+            if key not in residency.resident and key not in residency.in_flight and key not in queue.demands
+        ]
+        for key in rest:
+            queue.demand(key)
+        return rest
 
     def _gate_predicted(self, event: GatePredicted) -> None:
         if not (self._phase is Phase.LAYER and event.layer == self._next_layer < self.config.layers):
@@ -254,30 +300,51 @@ class Scheduler:
             self._refuse(event)
         pinned.difference_update(keys)
 
+    def _host_computed(self, event: HostComputed) -> None:
+        if not (
+            self._phase is Phase.LAYER
+            and event.layer == self._next_layer - 1
+            and event.expert in self._on_host
+            and event.started <= event.time
+        ):
+            self._refuse(event)
+        self._on_host.remove(event.expert)
+
     def _layer_done(self, event: LayerDone) -> None:
         residency = self.residency
         if not (
             self._phase is Phase.LAYER
             and event.layer == self._next_layer - 1
             and residency.pinned <= residency.resident.keys()
+            and not self._on_host
         ):
             self._refuse(event)
         residency.pinned.clear()
         self._phase = self._between_layers
-        self.forecast.layer_done(event)
+        wishes = self.forecast.layer_done(event)
+        if wishes:
+            self._wish(wishes, Purpose.PREFETCH)
 
     # Transfers
 
     def _wish(self, wishes: Iterable[Wish], purpose: Purpose) -> None:
-        residency = self.residency
+        residency, forecast = self.residency, self.forecast
         resident, in_flight = residency.resident, residency.in_flight
+        if forecast.replaces and wishes and purpose is Purpose.PREFETCH:
+            self.queue.clear()
+        left = forecast.most
         there = []
         for key, deadline, weight in wishes:
             if key in resident:
                 there.append(key)
-            elif key not in in_flight:
+                continue
+            if left is not None and purpose is Purpose.PREFETCH:
+                if not left:
+                    break
+                left -= 1
+            if key not in in_flight:
                 self.queue.prefetch(key, deadline, weight, purpose)
-        if there and self.forecast.protects:
+        if there and forecast.protects:
             residency.touch(there)
 
     def _submissions(self) -> list[Command]:

@@ -1,7 +1,7 @@
 """The step program: what happens in a draft-then-verify round, written once for all drivers.
 
-A program is a generator.  It yields *effects* (draft this, compute that, wait), is resumed with an `Outcome` (the time
-at which the effect was over, and what came of it) and tells the scheduler through `dispatch` what happened.  The
+A program is a generator.  It yields *effects* (draft this, compute that, wait), is resumed with an `Outcome` (when the
+effect began and ended, and what came of it) and tells the scheduler through `dispatch` what happened.  The
 simulator turns effects into SimPy time-outs, the engine into kernels and copies; neither has a loop of its own.
 """
 
@@ -52,8 +52,17 @@ class Attention(NamedTuple):
     layer: int
 
 
-Routed = tuple[tuple[int, ...], tuple[int, ...], tuple[Forecast, ...] | None]
-"""What a router said: distinct experts in routing order, tokens per expert, forecasts for the next layer or None."""
+class Routed(NamedTuple):
+    """What a router said of all tokens of the pass."""
+
+    experts: tuple[int, ...]
+    """Distinct experts in routing order."""
+    tokens: tuple[int, ...]
+    """Tokens per expert."""
+    next_gate: tuple[Forecast, ...] | None = None
+    """Forecasts for the next layer, per token; None where nobody asks."""
+    gates: tuple[Forecast, ...] = ()
+    """Gate probabilities, per token; empty where nobody asks."""
 
 
 class Compute(NamedTuple):
@@ -63,26 +72,36 @@ class Compute(NamedTuple):
     experts: tuple[int, ...]
 
 
-class ComputeLanded(NamedTuple):
-    """Wait until at least one of these missing experts of `layer` is in its slot, then compute those that are.
+class HostCompute(NamedTuple):
+    """Have the CPU compute these experts of `layer`, in this order, and go on.  No outcome.
 
-    Outcome: when the wait was over (the time at which the effect began, if there was none), and the experts, in the
-    order of arrival.
+    Each counts as landed when its result is there, whether or not its weights arrive meanwhile.
+    """
+
+    layer: int
+    experts: tuple[int, ...]
+
+
+class ComputeLanded(NamedTuple):
+    """Wait until at least one of these experts of `layer` has landed: its weights are in its slot, or the CPU's result
+    is there; then compute those in slots.
+
+    Outcome: the experts, in the order of arrival.  It begins when the wait is over.
     """
 
     layer: int
     missing: Set[int]
-    """Shrinks as they compute: the same effect is yielded until none is left."""
+    """Shrinks as they land: the same effect is yielded until none is left."""
 
 
 class Accept(NamedTuple):
     """Compare the drafted tokens with the target's.  Outcome: how many leading ones stand."""
 
 
-Effect = DraftLayers | DraftToken | Attention | Compute | ComputeLanded | Accept
+Effect = DraftLayers | DraftToken | Attention | Compute | HostCompute | ComputeLanded | Accept
 
-Outcome = tuple[int, Any]
-"""When an effect was over (ns), and what came of it."""
+Outcome = tuple[int, int, Any]
+"""When an effect began and ended (ns), and what came of it.  It begins later than yielded where it had to wait."""
 
 Program = Generator[Effect, Outcome, int]
 """Returns the time at its end."""
@@ -98,12 +117,12 @@ def step(dispatch: Dispatch, time: int, limit: int, layers: int) -> Program:
     for token in range(speculate.gamma):
         for first in range(0, speculate.layers, speculate.group):
             end = min(first + speculate.group, speculate.layers)
-            time, forecasts = yield DraftLayers(token, first, end)
+            _, time, forecasts = yield DraftLayers(token, first, end)
             dispatch(DraftPredicted(time, token, first, forecasts))
-        time, prob = yield DraftToken(token, speculate.layers)
+        _, time, prob = yield DraftToken(token, speculate.layers)
         dispatch(TokenDrafted(time, token, prob))
     time = yield from _layers(dispatch, time, layers)
-    time, accepted = yield Accept()
+    _, time, accepted = yield Accept()
     dispatch(StepEnded(time, accepted))
     return time
 
@@ -127,25 +146,48 @@ def _attentions(layers: int) -> tuple[Attention, ...]:
 def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
     """All layers of one forward pass: attention, router, residents, then the missing experts in order of arrival."""
     for layer, attention in enumerate(_attentions(layers)):
-        time, (experts, tokens, next_gate) = yield attention
-        plan = dispatch(LayerReached(time, layer, experts, tokens))
+        waits: list[tuple[int, int]] = []
+        began, reached, (experts, tokens, next_gate, gates) = yield attention
+        if began > time:
+            waits.append((time, began))
+        time = reached
+        plan = dispatch(LayerReached(time, layer, experts, tokens, gates))
         assert type(plan) is LayerPlan
         if next_gate is not None:
             dispatch(GatePredicted(time, layer + 1, next_gate))
+        if plan.host:
+            yield HostCompute(layer, plan.host)
+        if plan.in_order:
+            time = yield from _in_order(plan, time, waits)
+            dispatch(LayerDone(time, layer, tuple(waits)))
+            continue
         if plan.hits:
-            time, _ = yield Compute(layer, plan.hits)
+            began, ended, _ = yield Compute(layer, plan.hits)
+            if began > time:
+                waits.append((time, began))
+            time = ended
             if plan.waves:
                 dispatch(Computed(time, layer, plan.hits))
         missing = {*plan.late, *plan.misses}
-        waits: tuple[tuple[int, int], ...] = ()
         landing = ComputeLanded(layer, missing)
         while missing:
-            since = time
-            time, (until, landed) = yield landing
+            began, ended, landed = yield landing
+            if began > time:
+                waits.append((time, began))
+            time = ended
             missing.difference_update(landed)
-            if until > since:
-                waits += ((since, until),)
             if plan.waves:
                 dispatch(Computed(time, layer, landed))
-        dispatch(LayerDone(time, layer, waits))
+        dispatch(LayerDone(time, layer, tuple(waits)))
+    return time
+
+
+def _in_order(plan: LayerPlan, time: int, waits: list[tuple[int, int]]) -> Program:
+    """The experts of a layer by ascending id; a hit waits for those before it.  Adds to `waits`."""
+    for expert in sorted(plan.hits + plan.late + plan.misses):
+        hit = expert in plan.hits
+        began, ended, _ = yield Compute(plan.layer, (expert,)) if hit else ComputeLanded(plan.layer, {expert})
+        if began > time:
+            waits.append((time, began))
+        time = ended
     return time

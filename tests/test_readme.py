@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import sim
-from benchmarks.readme_table import README, RESULTS, ROOT, embedded
+from benchmarks.readme_table import POLICIES, README, RESULTS, ROOT, embedded
 
 
 def test_the_table_is_that_of_the_result_file() -> None:
@@ -14,5 +14,5 @@ def test_the_table_is_that_of_the_result_file() -> None:
 
 
 def test_the_result_file_is_what_the_demo_gives() -> None:
-    replayed = sim.replay(ROOT / "traces" / "mixtral.jsonl").to_json()
+    replayed = sim.replay(ROOT / "traces" / "mixtral.jsonl", POLICIES).to_json()
     assert json.dumps(replayed, indent=2) + "\n" == RESULTS.read_text(encoding="utf-8")

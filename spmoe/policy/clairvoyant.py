@@ -64,7 +64,7 @@ class Clairvoyant:
 class Farthest:
     """Belady's rule: who is needed farthest away leaves; a prefetch only displaces what is needed later than itself."""
 
-    def order(self, pool_of: Sequence[int], forecast: Forecast) -> VictimOrder:
+    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
         """The future itself says who leaves; ValueError where the forecast does not know it."""
         if not isinstance(forecast, FutureForecast):
             raise ValueError("evicting by the farthest next use needs a clairvoyant predictor")
@@ -111,7 +111,7 @@ class FutureForecast(Forecast, VictimOrder):
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         self._read_ahead()
 
-    def layer_reached(self, event: LayerReached) -> None:
+    def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
         if self._prefill_layers:
             self._prefill_layers -= 1
         else:
@@ -123,9 +123,11 @@ class FutureForecast(Forecast, VictimOrder):
         if len(self._leaving) > 64 + 4 * len(self._here):
             self._leaving = [(-self._next_use(key), key) for key in self._here]
             heapify(self._leaving)
+        return ()
 
-    def layer_done(self, event: LayerDone) -> None:
+    def layer_done(self, event: LayerDone) -> Iterable[Wish]:
         self._stuck = False
+        return ()
 
     def top_up(self, queued: int) -> Iterable[Wish]:
         wishes: list[Wish] = []

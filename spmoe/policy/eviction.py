@@ -14,8 +14,8 @@ from spmoe.state.residency import VictimOrder
 class Lru:
     """The least recently used expert of the pool leaves."""
 
-    def order(self, pool_of: Sequence[int], forecast: Forecast) -> VictimOrder:
-        """A fresh record of recency."""
+    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
+        """A fresh record of recency, for keys whose pools are given, of a model with `experts` experts per layer."""
         return LruOrder(pool_of)
 
 

@@ -3,11 +3,59 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from spmoe.policy.planner import Pace
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Residents compute first while the missing ones are fetched, then each as it arrives."""
+    """The missing ones are fetched; residents compute meanwhile, then each as it arrives.
 
-    fetch_only: bool = True
+    With `in_order` experts compute by ascending id instead, so that hits wait behind misses.  With `whole_layer` one
+    miss fetches all experts of its layer, needed or not.
+    """
+
+    in_order: bool = False
+    whole_layer: bool = False
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    fetch_only: ClassVar[bool] = True
     """Nothing but copies over the link answers a miss."""
+
+    def on_host(self, tokens: int, window: int, pace: Pace) -> bool:
+        """Never."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class HostCompute:
+    """The CPU computes what is missing; in a pass of `fetch_from` tokens or more (a prompt) it is fetched."""
+
+    fetch_from: int = 32
+
+    needs: ClassVar[frozenset[str]] = frozenset({"cpu"})
+    fetch_only: ClassVar[bool] = False
+    in_order: ClassVar[bool] = False
+    whole_layer: ClassVar[bool] = False
+
+    def on_host(self, tokens: int, window: int, pace: Pace) -> bool:
+        """Whether the CPU computes a missing expert for `tokens` of the `window` tokens of this pass."""
+        return window < self.fetch_from
+
+
+@dataclass(frozen=True, slots=True)
+class CheaperOf:
+    """The CPU computes a missing expert where that takes less time than fetching it (Fiddler, arXiv 2402.07033)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"cpu"})
+    fetch_only: ClassVar[bool] = False
+    in_order: ClassVar[bool] = False
+    whole_layer: ClassVar[bool] = False
+
+    def on_host(self, tokens: int, window: int, pace: Pace) -> bool:
+        """Whether the CPU is faster for so many tokens; a tie is fetched."""
+        return tokens <= pace.host_tokens
+
+
+MissAction = Fetch | HostCompute | CheaperOf

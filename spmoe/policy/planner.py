@@ -14,6 +14,9 @@ from typing import NamedTuple
 from spmoe.state.commands import Load, Purpose
 from spmoe.state.transfers import TransferQueue
 
+DEPTH = 2
+"""Batches submitted at a time: one on the link, one behind it so that the link never idles between two."""
+
 
 class Pace(NamedTuple):
     """How long things take when nothing stalls: what the policy may reckon with.  Bytes, and integer nanoseconds."""
@@ -27,6 +30,8 @@ class Pace(NamedTuple):
     """One drafted token."""
     layer_ns: int
     """One MoE layer of the verifier with a full window, all experts resident."""
+    host_tokens: int = 0
+    """For so many tokens or fewer the CPU computes an expert in less time than a load takes; 0 where it never does."""
 
     @property
     def load_ns(self) -> int:
@@ -36,7 +41,9 @@ class Pace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OneByOne:
-    """Every load is a submission of its own."""
+    """Every load is a submission of its own; at most `depth` are submitted at a time."""
+
+    depth: int = DEPTH
 
     def loads_per_batch(self, pace: Pace) -> int:
         """Always one."""
@@ -47,11 +54,13 @@ class OneByOne:
 class Batched:
     """As many loads as fit both budgets, and at least one.
 
-    `max_ns` also bounds how long a demand load waits behind a prefetch that is already on the link.
+    `max_ns` also bounds how long a demand load waits behind a prefetch that is already on the link.  At most `depth`
+    batches are submitted at a time.
     """
 
     max_bytes: int = 256 * 2**20
     max_ns: int = 4_000_000
+    depth: int = DEPTH
 
     def __post_init__(self) -> None:
         if self.max_bytes <= 0 or self.max_ns <= 0:
@@ -64,7 +73,18 @@ class Batched:
         return max(1, min(by_bytes, by_time))
 
 
-IOPlan = OneByOne | Batched
+@dataclass(frozen=True, slots=True)
+class AllAtOnce:
+    """All loads that wait, of one purpose, are one submission."""
+
+    depth: int = DEPTH
+
+    def loads_per_batch(self, pace: Pace) -> int:
+        """No limit that matters."""
+        return 1 << 30
+
+
+IOPlan = OneByOne | Batched | AllAtOnce
 
 
 class Planner:

@@ -74,14 +74,20 @@ class DraftGate:
 
 @dataclass(frozen=True, slots=True)
 class NextGate:
-    """The target's state at one layer through the router of the next; `top_n` as in `DraftGate`."""
+    """The target's state at one layer through the router of the next; `top_n` as in `DraftGate`.
+
+    Of the experts predicted for a layer, at most `most` that are not there are fetched; None for all.  With
+    `one_token` nothing is predicted while several tokens are verified together.
+    """
 
     top_n: int | None = None
+    most: int | None = None
+    one_token: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"next_gate"})
 
     def forecast(self, scope: Scope, future: Future | None) -> Forecast:
         """A forecast fed by `GatePredicted`."""
-        return _GateForecast(scope, self.top_n or scope.top_k)
+        return _GateForecast(scope, self.top_n or scope.top_k, self.most, self.one_token)
 
 
 class _DraftForecast(Forecast):
@@ -120,13 +126,17 @@ class _GateForecast(Forecast):
 
     expires = True
 
-    def __init__(self, scope: Scope, top_n: int) -> None:
+    def __init__(self, scope: Scope, top_n: int, most: int | None, one_token: bool) -> None:
+        self.most = most
         self._scope = scope
         self._top_n = top_n
+        self._one_token = one_token
 
     def gate_predicted(self, event: GatePredicted) -> Iterable[Wish]:
         scope = self._scope
         if event.layer >= scope.horizon.end(event.layer - 1, scope.layers, scope.cutoff):
+            return ()
+        if self._one_token and len(event.forecasts) > 1:
             return ()
         first = event.layer * scope.experts
         due = event.time + scope.pace.layer_ns

@@ -4,47 +4,70 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spmoe.policy.activation_matrix import ActivationAware, ActivationMatrix
 from spmoe.policy.admission import Admission, Always
 from spmoe.policy.clairvoyant import Clairvoyant, Farthest
 from spmoe.policy.eviction import Lru
+from spmoe.policy.expert_map import ExpertMap, MapAware
+from spmoe.policy.gating import SensitivityGate
 from spmoe.policy.horizon import Horizon, NextLayer
-from spmoe.policy.misses import Fetch
+from spmoe.policy.least_stale import LeastStale
+from spmoe.policy.levels import Levels, UtilityCounters
+from spmoe.policy.lfu import Lfu
+from spmoe.policy.misses import Fetch, MissAction
 from spmoe.policy.placement import GlobalPool, Placement
 from spmoe.policy.planner import IOPlan, OneByOne
 from spmoe.policy.prefetch import DraftGate, NextGate, NoPredictor
+from spmoe.policy.runtime import NATIVE, Runtime
 from spmoe.policy.speculation import FixedGamma, Speculation
 
-Predictor = NoPredictor | DraftGate | NextGate | Clairvoyant
-Eviction = Lru | Farthest
+Predictor = NoPredictor | DraftGate | NextGate | ActivationMatrix | ExpertMap | UtilityCounters | Clairvoyant
+Eviction = Lru | Lfu | LeastStale | ActivationAware | MapAware | Levels | Farthest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What a policy does, part by part.
 
-    `summary` says it in a line and `source` names the paper or program, and what differs from it.  `lossless`: the
-    output equals that of the model without offloading.
+    `summary` says it in a line, `source` names the paper or program, and `differs` says what differs from it and what
+    had to be assumed.  `runtime` is how the original uses the machine (simulator only).  `gate` changes which experts
+    compute, and with it the output.
     """
 
     name: str
     summary: str
     source: str
+    differs: str = ""
     placement: Placement = GlobalPool()
     predictor: Predictor = NoPredictor()
     horizon: Horizon = NextLayer()
     admission: Admission = Always()
     eviction: Eviction = Lru()
     io: IOPlan = OneByOne()
-    miss: Fetch = Fetch()
+    miss: MissAction = Fetch()
     speculation: Speculation = FixedGamma()
-    lossless: bool = True
+    runtime: Runtime = NATIVE
+    gate: SensitivityGate | None = None
+
+    def __post_init__(self) -> None:
+        if self.placement.buffers and not isinstance(self.io, OneByOne):
+            raise ValueError(f"{self.name}: prefetch buffers go with loads that travel one by one")
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a trace or machine must offer: "draft" or "next_gate" forecasts, "future", "popularity"."""
-        return self.predictor.needs | self.placement.needs
+        """What a trace or machine must offer.
+
+        "draft" or "next_gate" forecasts, "future", "popularity" among other requests, "hindsight" of this trace,
+        "gates" (their probabilities, where known) and "cpu" (its speed).
+        """
+        return self.predictor.needs | self.placement.needs | self.miss.needs
 
     @property
     def fetch_only(self) -> bool:
         """Whether copies over the link answer every miss, so that the bound of its windows holds for it."""
         return self.miss.fetch_only
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output equals that of the model without offloading."""
+        return self.gate is None

@@ -2,7 +2,7 @@
 
 Words are those of the design: *hit*, *late* and *miss* are counted per step, layer and distinct expert when its layer
 is reached; *loads* are those begun in decode, preloads included; *TPOT* is decode time, drafting included, per output
-token; *stall* is time in which the verifier only waits.
+token; *stall* is time in which the verifier only waits: neither GPU nor CPU computes for it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from spmoe.state.commands import Command, LayerPlan, Purpose, Submit
 from spmoe.state.events import (
     BatchArrived,
     Event,
+    HostComputed,
     LayerDone,
     LayerReached,
     PrefillBegun,
@@ -35,7 +36,7 @@ class Metrics:
     tokens: int
     decode_ns: int
     compute_ns: int
-    """Verifier time without stalls."""
+    """Verifier time without stalls: experts on the CPU count as compute."""
     stall_ns: int
     link_busy_ns: int
     prefill_ns: int
@@ -45,6 +46,9 @@ class Metrics:
     late: int
     misses: int
     loads: int
+    host_computed: int
+    """Experts that the CPU computed: misses, or late."""
+    host_busy_ns: int
     prefetched: int
     prefetched_used: int
     cold_needs: int
@@ -71,6 +75,16 @@ class Metrics:
     def loads_per_token(self) -> float | None:
         """Loads begun in decode per output token."""
         return self.loads / self.tokens if self.tokens else None
+
+    @property
+    def host_per_token(self) -> float | None:
+        """Experts computed by the CPU per output token."""
+        return self.host_computed / self.tokens if self.tokens else None
+
+    @property
+    def host_utilisation(self) -> float | None:
+        """Share of decode time in which the CPU computes."""
+        return self.host_busy_ns / self.decode_ns if self.decode_ns else None
 
     @property
     def hit_rate(self) -> float | None:
@@ -115,7 +129,7 @@ class MetricsFold:
         self._experts = experts
         self._events = self._requests = self._steps = self._tokens = 0
         self._decode_ns = self._verify_ns = self._stall_ns = self._link_ns = self._prefill_ns = self._prefills = 0
-        self._hits = self._late = self._misses = self._loads = 0
+        self._hits = self._late = self._misses = self._loads = self._host = self._host_ns = 0
         self._prefetched = self._prefetched_used = self._cold = self._cold_prefetched = 0
         self._pending: list[tuple[Event, tuple[Command, ...]]] = []
         self._resident: set[int] = set()
@@ -131,6 +145,8 @@ class MetricsFold:
         """Transfers that ended since the last step did."""
         self._decoded: list[Span] = []
         """Decode time that the transfer under way may have begun in."""
+        self._hosted: list[Span] = []
+        """When the CPU computed for the open layer."""
         self._watched: dict[type[Event], Callable[..., None]] = {
             RequestBegun: self._request_begun,
             PrefillBegun: self._prefill_begun,
@@ -140,6 +156,7 @@ class MetricsFold:
             StepEnded: self._step_ended,
             LayerReached: self._layer_reached,
             LayerDone: self._layer_done,
+            HostComputed: self._host_computed,
             BatchArrived: self._batch_arrived,
         }
 
@@ -180,6 +197,8 @@ class MetricsFold:
             late=self._late,
             misses=self._misses,
             loads=self._loads,
+            host_computed=self._host,
+            host_busy_ns=self._host_ns,
             prefetched=self._prefetched,
             prefetched_used=self._prefetched_used,
             cold_needs=self._cold,
@@ -245,6 +264,15 @@ class MetricsFold:
         if not self._in_prefill:
             for start, end in event.waits:
                 self._stall_ns += end - start
+                if self._hosted:
+                    self._stall_ns -= _overlap((start, end), self._hosted)
+        self._hosted.clear()
+
+    def _host_computed(self, event: HostComputed, commands: tuple[Command, ...]) -> None:
+        self._hosted.append((event.started, event.time))
+        if not self._in_prefill:
+            self._host += 1
+            self._host_ns += event.time - event.started
 
     def _batch_arrived(self, event: BatchArrived, commands: tuple[Command, ...]) -> None:
         for key, _, _ in self._batches.pop(event.batch).loads:

@@ -57,6 +57,8 @@ class Result:
             "prefetch_recall": metrics.prefetch_recall,
             "stall_fraction": metrics.stall_fraction,
             "link_utilisation": metrics.link_utilisation,
+            "host_per_token": metrics.host_per_token,
+            "host_utilisation": metrics.host_utilisation,
             "speedup_vs_on_demand": self.speedup,
             "vs_bound": self.vs_bound,
             "events": metrics.events,

@@ -1,4 +1,4 @@
-"""Chrome traces (open them at ui.perfetto.dev): rows for draft, GPU, link and stalls, from either driver."""
+"""Chrome traces (open them at ui.perfetto.dev) with rows for draft, GPU, CPU, link and waits, from either driver."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from spmoe.state.commands import Command, Submit
 from spmoe.state.events import (
     BatchArrived,
     Event,
+    HostComputed,
     LayerDone,
     LayerReached,
     PrefillBegun,
@@ -16,7 +17,7 @@ from spmoe.state.events import (
     TokenDrafted,
 )
 
-ROWS = ("draft", "GPU", "link", "stall")
+ROWS = ("draft", "GPU", "CPU", "link", "wait")
 
 
 class TimelineWriter:
@@ -56,6 +57,8 @@ class RunTimeline:
         self._batches: dict[int, Submit] = {}
         self._busy_from = 0
         """When the model that computes now began its current piece."""
+        self._reached: LayerReached | None = None
+        """The open layer."""
 
     def observe(self, event: Event, commands: tuple[Command, ...]) -> None:
         """Take in an event and what the scheduler answered."""
@@ -66,15 +69,15 @@ class RunTimeline:
             self._span("draft", f"token {event.token}", self._busy_from, now, {"probability": event.prob})
             self._busy_from = now
         elif isinstance(event, LayerReached):
-            self._span("GPU", f"attention {event.layer}", self._busy_from, now, {"experts": event.experts})
-            self._busy_from = now
+            self._reached = event
         elif isinstance(event, LayerDone):
             for start, end in event.waits:
-                self._span("GPU", f"experts {event.layer}", self._busy_from, start, {})
-                self._span("stall", f"layer {event.layer}", start, end, {})
+                self._compute(event.layer, start)
+                self._span("wait", f"layer {event.layer}", start, end, {})
                 self._busy_from = end
-            self._span("GPU", f"experts {event.layer}", self._busy_from, now, {})
-            self._busy_from = now
+            self._compute(event.layer, now)
+        elif isinstance(event, HostComputed):
+            self._span("CPU", f"expert {event.layer}.{event.expert}", event.started, now, {})
         elif isinstance(event, BatchArrived):
             batch = self._batches.pop(event.batch)
             keys = [divmod(load.key, self._experts) for load in batch.loads]
@@ -82,6 +85,15 @@ class RunTimeline:
         for command in commands:
             if isinstance(command, Submit):
                 self._batches[command.batch] = command
+
+    def _compute(self, layer: int, until: int) -> None:
+        """The GPU has computed until then: attention up to where the router spoke, experts from there on."""
+        reached = self._reached
+        if reached is not None and reached.time <= until:
+            self._span("GPU", f"attention {layer}", self._busy_from, reached.time, {"experts": reached.experts})
+            self._busy_from, self._reached = reached.time, None
+        self._span("GPU", f"experts {layer}", self._busy_from, until, {})
+        self._busy_from = until
 
     def _span(self, row: str, name: str, start: int, end: int, args: dict[str, Any]) -> None:
         if start == end:

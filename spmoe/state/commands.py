@@ -45,14 +45,18 @@ class Speculate(NamedTuple):
 class LayerPlan(NamedTuple):
     """How a layer is served: compute `hits` now, `late` (queued or in flight) and `misses` as they arrive.
 
-    Experts are in routing order.  With `waves` the slots do not suffice for all of them at once: what has computed has
-    to be reported (`Computed`), so that it can make room.
+    Experts are in routing order.  `host` are those of the late and missing ones that the CPU computes; no load comes
+    for them.  With `in_order` experts compute by ascending id, and a hit waits for those before it.  With `waves` the
+    slots do not suffice for all of them at once: what has computed has to be reported (`Computed`), so that it can
+    make room.
     """
 
     layer: int
     hits: tuple[int, ...]
     late: tuple[int, ...]
     misses: tuple[int, ...]
+    host: tuple[int, ...]
+    in_order: bool
     waves: bool
 
 

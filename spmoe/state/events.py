@@ -76,13 +76,15 @@ class LayerReached(NamedTuple):
     """The router of MoE layer `layer` has spoken for all tokens of the window (or of the prompt).
 
     `experts` are the distinct experts in routing order (token by token, rank by rank); `tokens` says how many tokens
-    go to each of them.
+    go to each of them.  `gates` holds, per token, the gate's probabilities by rank (of its chosen experts only, where
+    no more is known), for recipes that learn from them; else it is empty.
     """
 
     time: int
     layer: int
     experts: tuple[int, ...]
     tokens: tuple[int, ...]
+    gates: tuple[Forecast, ...] = ()
 
 
 class GatePredicted(NamedTuple):
@@ -101,8 +103,20 @@ class Computed(NamedTuple):
     experts: tuple[int, ...]
 
 
+class HostComputed(NamedTuple):
+    """The CPU has computed an expert of the layer: it worked on it from `started` to `time`."""
+
+    time: int
+    layer: int
+    expert: int
+    started: int
+
+
 class LayerDone(NamedTuple):
-    """All experts of the layer have computed; `waits` are the times (from, to) with nothing there to compute."""
+    """All experts of the layer have computed.
+
+    `waits` are the times (from, to) in which the GPU had nothing to compute, since the layer before was done.
+    """
 
     time: int
     layer: int
@@ -141,6 +155,7 @@ Event = (
     | LayerReached
     | GatePredicted
     | Computed
+    | HostComputed
     | LayerDone
     | BatchArrived
     | BatchFailed

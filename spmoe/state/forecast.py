@@ -32,6 +32,12 @@ class Forecast:
     expires = False
     """Whether a queued prefetch that its layer turns out not to need is useless from then on."""
 
+    replaces = False
+    """Whether new wishes take the place of all prefetches that are still queued."""
+
+    most: int | None = None
+    """Of wishes that come together, only this many experts that are not there yet are fetched; None for all."""
+
     looks_ahead = False
     """Whether `top_up` ever has a wish."""
 
@@ -60,11 +66,13 @@ class Forecast:
         """The target's own state says what the next layer will need."""
         return NOTHING
 
-    def layer_reached(self, event: LayerReached) -> None:
-        """The truth about a layer."""
+    def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
+        """The truth about a layer; wishes queue behind its own demand loads."""
+        return NOTHING
 
-    def layer_done(self, event: LayerDone) -> None:
+    def layer_done(self, event: LayerDone) -> Iterable[Wish]:
         """The current layer has computed."""
+        return NOTHING
 
     def top_up(self, queued: int) -> Iterable[Wish]:
         """More wishes, for those who know far ahead; asked after each event, with `queued` loads in the queue."""

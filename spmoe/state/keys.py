@@ -7,6 +7,16 @@ allocation on the hot path.  Logs print the pair.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+
+class Shape(NamedTuple):
+    """The MoE layers of a model, the experts in each, and how many of them a token uses."""
+
+    layers: int
+    experts: int
+    top_k: int
+
 
 def expert_key(layer: int, expert: int, experts: int) -> int:
     """The key of `expert` in MoE layer `layer` of a model with `experts` experts per layer."""

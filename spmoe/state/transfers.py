@@ -65,6 +65,11 @@ class TransferQueue:
         for key in range(first_key, end_key):
             self.prefetches.pop(key, None)
 
+    def clear(self) -> None:
+        """Forget all prefetches; what belongs to the first contents of the cache stays."""
+        for key in [key for key, prefetch in self.prefetches.items() if prefetch.purpose is Purpose.PREFETCH]:
+            del self.prefetches[key]
+
     def first_prefetch(self) -> Prefetch | None:
         """The prefetch that should travel next; None where none is queued."""
         while self._heap:

@@ -18,6 +18,7 @@ from spmoe.state.events import (
     Event,
     Forecast,
     GatePredicted,
+    HostComputed,
     LayerDone,
     LayerReached,
     PrefillBegun,
@@ -54,6 +55,10 @@ class ContractChecker:
         self.left: dict[int, None] = {}
         """Keys that the reached layer still needs; what was not reported as computed counts until the layer is done."""
         self.waves = False
+        self.on_host: set[int] = set()
+        """Keys of the reached layer that the CPU has to compute."""
+        self._since = 0
+        """When the layer before was done, or whatever came before the first."""
         self.submitted: dict[int, Submit] = {}
         """Batches on the link, first submitted first."""
         self.resident: dict[int, int] = {}
@@ -76,7 +81,7 @@ class ContractChecker:
     @property
     def layer_complete(self) -> bool:
         """Whether all that the reached layer still needs is there."""
-        return self.in_layer and self.left.keys() <= self.resident.keys()
+        return self.in_layer and self.left.keys() <= self.resident.keys() and not self.on_host
 
     @property
     def pass_done(self) -> bool:
@@ -112,6 +117,14 @@ class ContractChecker:
                 return self.in_layer and event.layer == self.reached + 1 < self.config.layers
             case Computed():
                 return self.in_layer and event.layer == self.reached and set(event.experts) <= set(self.ready)
+            case HostComputed():
+                (key,) = self.keys(event.layer, (event.expert,))
+                return (
+                    self.in_layer
+                    and event.layer == self.reached
+                    and key in self.on_host
+                    and event.started <= event.time
+                )
             case LayerDone():
                 return self.layer_complete and event.layer == self.reached
             case BatchArrived():
@@ -143,7 +156,8 @@ class ContractChecker:
         assert retry is None, "a failed batch is submitted again"
         assert len(replies) <= 1, f"at most one reply: {commands}"
         self._check_reply(event, replies[0] if replies else None, flying)
-        stuck = self.left and not self.submitted and not (self.ready if self.waves else self.layer_complete)
+        waiting = self.left and not (self.ready if self.waves else self.left.keys() <= self.resident.keys())
+        stuck = waiting and not self.submitted and not self.on_host
         assert not stuck, "the verifier waits while nothing is on the link"
 
     def finish(self) -> None:
@@ -174,6 +188,7 @@ class ContractChecker:
             case TokenDrafted():
                 assert event.prob is None or 0 <= event.prob <= 65536
                 self.drafted, self.predicted = self.drafted + 1, 0
+                self._since = event.time
             case LayerReached():
                 if self.phase is Phase.DRAFTING:
                     self.phase = Phase.VERIFY
@@ -183,6 +198,7 @@ class ContractChecker:
                 self.reached += 1
                 self.left = dict.fromkeys(self.keys(event.layer, event.experts))
                 self._may_predict_gate = True
+                self._check_forecasts(event.gates)
             case GatePredicted():
                 assert self._may_predict_gate, "told once per layer"
                 assert self.phase is Phase.PREFILL or len(event.forecasts) == self.speculate.gamma + 1
@@ -192,10 +208,16 @@ class ContractChecker:
                 assert event.experts and len(set(event.experts)) == len(event.experts)
                 for key in self.keys(event.layer, event.experts):
                     del self.left[key]
+            case HostComputed():
+                assert self._reached_at <= event.started <= event.time
+                self.on_host -= set(self.keys(event.layer, (event.expert,)))
             case LayerDone():
                 assert not (self.waves and self.left), "in a layer that runs in waves, every expert is reported"
-                times = [self._reached_at, *[time for wait in event.waits for time in wait], event.time]
+                times = [self._since, *[time for wait in event.waits for time in wait], event.time]
                 assert times == sorted(times), "waits lie in the layer, one after the other"
+                reached = self._reached_at
+                assert all(end < reached or start >= reached for start, end in event.waits), "attention is no wait"
+                self._since = event.time
                 self.left, self.in_layer, self._may_predict_gate = {}, False, False
             case BatchArrived():
                 assert event.batch == next(iter(self.submitted)), "the link keeps the order of submission"
@@ -207,7 +229,7 @@ class ContractChecker:
                 del self.submitted[event.batch]
 
     def _enter(self, phase: Phase) -> None:
-        self.phase, self.reached = phase, -1
+        self.phase, self.reached, self._since = phase, -1, self.time
         self._may_prefill = self._may_predict_gate = False
 
     def _check_forecasts(self, forecasts: tuple[Forecast, ...]) -> None:
@@ -231,9 +253,11 @@ class ContractChecker:
                 assert load.evicted not in self.in_flight, f"evicts what is in flight: {load}"
                 assert load.evicted not in self.left, f"evicts what is needed: {load}"
                 del self.resident[load.evicted]
-            assert (submit.purpose is Purpose.DEMAND) == (key in self.left), f"wrong purpose: {submit}"
+            assert submit.purpose is Purpose.DEMAND or key not in self.left, f"wrong purpose: {submit}"
             self._slots[slot] = key
             self.in_flight[key] = slot
+        if submit.purpose is Purpose.DEMAND:
+            assert any(load.key in self.left for load in submit.loads), f"nobody waits for it: {submit}"
         assert len(self.resident) + len(self.in_flight) == len(self._slots) <= self.config.slots
         if submit.purpose is not Purpose.DEMAND:
             assert all(key in self.resident or key in self.in_flight for key in self.left), "demand comes first"
@@ -266,6 +290,13 @@ class ContractChecker:
         rank = event.experts.index
         assert all(list(group) == sorted(group, key=rank) for group in groups), "in routing order"
         first = event.layer * self.config.experts
-        assert set(plan.hits) == {expert for expert in event.experts if first + expert in self.resident}
+        there = {expert for expert in event.experts if first + expert in self.resident}
+        assert set(plan.hits) <= there <= {*plan.hits, *plan.host}
         assert {expert for expert in event.experts if first + expert in flying} <= set(plan.late)
-        assert plan.waves or len(event.experts) <= self.config.slots
+        assert set(plan.host) <= {*plan.late, *plan.misses}
+        assert list(plan.host) == sorted(plan.host, key=rank), "in routing order"
+        self.on_host = set(self.keys(event.layer, plan.host))
+        for key in self.on_host:
+            del self.left[key]
+        assert plan.waves or len(self.left) <= self.config.slots
+        assert not (plan.waves and plan.in_order)

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from sim.driver import Driver
-from sim.popularity import count_uses
+from sim.popularity import count_uses, most_needed
 from spmoe.config import SchedulerConfig, configure
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import DraftModel, Geometry
 from spmoe.machine.hardware import load_hardware
 from spmoe.policy.clairvoyant import Future
-from spmoe.policy.placement import LayerPools
 from spmoe.policy.recipe import Recipe
 from spmoe.scheduler import Scheduler
 from spmoe.state.commands import Command
 from spmoe.state.events import Event
+from spmoe.state.keys import Shape
 from spmoe.trace.windows import requests
 from tests.conformance.cases import Case
 
@@ -34,9 +34,11 @@ Drive = Callable[[Recipe, Case], Recording]
 """Runs a case under a recipe with a driver."""
 
 
-def applies(recipe: Recipe, case: Case) -> bool:
-    """Whether the cache is large enough for the recipe's placement."""
-    return not isinstance(recipe.placement, LayerPools) or case.slots >= case.layers
+def with_room(recipe: Recipe, case: Case) -> Case:
+    """The case with no fewer slots than the recipe's placement needs."""
+    shape = case.trace.header.model
+    least = recipe.placement.least(Shape(shape.layers, shape.experts, shape.top_k))
+    return replace(case, slots=max(case.slots, least))
 
 
 def cost_of(case: Case) -> CostModel:
@@ -70,12 +72,18 @@ def simulate(recipe: Recipe, case: Case) -> Recording:
     """The simulator."""
     config, future = set_up(recipe, case)
     entries: list[tuple[Event, tuple[Command, ...]]] = []
-    popularity = count_uses(case.trace).popular if "popularity" in recipe.needs else None
+    popularity = None
+    if "popularity" in recipe.needs:
+        popularity = count_uses(case.trace).popular
+    elif "hindsight" in recipe.needs:
+        ranking = most_needed(lambda: requests(case.trace), case.gamma, case.layers, case.experts)
+        popularity = lambda request: ranking  # noqa: E731
     driver = Driver(
         Scheduler(config, future),
         cost_of(case),
         (lambda event, commands: entries.append((event, commands)),),
         popularity,
+        runtime=recipe.runtime,
     )
     driver.run(requests(case.trace))
     return Recording(config, future, tuple(entries))

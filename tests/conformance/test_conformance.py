@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spmoe.policy.recipe import Recipe
@@ -15,7 +15,7 @@ from spmoe.state.events import RequestBegun, StepBegun, StepEnded
 from spmoe.trace.schema import PrefillLine, TokenLine
 from tests.conformance.cases import Case, cases, named_cases
 from tests.conformance.checker import ContractChecker
-from tests.conformance.drivers import Drive, Recording, applies
+from tests.conformance.drivers import Drive, Recording, with_room
 
 CASES = dict(named_cases())
 
@@ -45,9 +45,7 @@ def check_budget(recording: Recording, case: Case) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_keeps_the_contract(driver: Drive, recipe: Recipe, name: str) -> None:
-    case = CASES[name]
-    if not applies(recipe, case):
-        pytest.skip("fewer slots than the recipe's placement needs")
+    case = with_room(recipe, CASES[name])
     recording = driver(recipe, case)
     check(recording)
     check_budget(recording, case)
@@ -57,7 +55,7 @@ def test_keeps_the_contract(driver: Drive, recipe: Recipe, name: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_keeps_the_contract_on_random_traces(driver: Drive, recipe: Recipe, case: Case) -> None:
-    assume(applies(recipe, case))
+    case = with_room(recipe, case)
     recording = driver(recipe, case)
     check(recording)
     check_budget(recording, case)
@@ -66,7 +64,7 @@ def test_keeps_the_contract_on_random_traces(driver: Drive, recipe: Recipe, case
 @settings(max_examples=40, deadline=None)
 @given(recipe=st.sampled_from(list(RECIPES.values())), case=cases())
 def test_a_run_can_be_repeated_from_its_events(driver: Drive, recipe: Recipe, case: Case) -> None:
-    assume(applies(recipe, case))
+    case = with_room(recipe, case)
     recording = driver(recipe, case)
     assert driver(recipe, case).entries == recording.entries
     fresh = Scheduler(recording.config, recording.future)
@@ -79,12 +77,14 @@ def test_tells_what_recipes_ask_for_and_nothing_else(driver: Drive) -> None:
     assert any(isinstance(line, PrefillLine) for line in case.trace)
     for recipe in RECIPES.values():
         fields: dict[str, int] = Counter()
-        for event, _ in driver(recipe, case).entries:
+        for event, _ in driver(recipe, with_room(recipe, case)).entries:
             kind = type(event).__name__
             fields[kind] += 1
-            for name in ("popular", "touched"):
+            for name in ("popular", "touched", "gates"):
                 fields[name] += bool(getattr(event, name, ()))
-        assert ("popularity" in recipe.needs) == (fields["popular"] > 0)
+        assert bool(recipe.needs & {"popularity", "hindsight"}) == (fields["popular"] > 0)
+        assert ("gates" in recipe.needs) == (fields["gates"] > 0)
+        assert fields["HostComputed"] == 0 or "cpu" in recipe.needs
         assert ("future" in recipe.needs) == (fields["touched"] > 0)
         assert ("draft" in recipe.needs) == (fields["DraftPredicted"] > 0)
         assert ("next_gate" in recipe.needs) == (fields["GatePredicted"] > 0)

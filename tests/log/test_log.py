@@ -17,7 +17,7 @@ from spmoe.errors import InputError
 from spmoe.log import LogWriter, Verified, verify_log
 from spmoe.policy.registry import RECIPES, recipe
 from tests.conformance.cases import Case, make_trace
-from tests.conformance.drivers import Recording, simulate
+from tests.conformance.drivers import Recording, simulate, with_room
 
 CASE = Case(make_trace(5, 3, 5, 2, [7, 4]), slots=6, gamma=3, cutoff=2, bandwidth=10**10)
 
@@ -65,9 +65,9 @@ def changed(at: int, **fields: Any) -> str:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_log_holds_and_two_runs_give_the_same_bytes(name: str, tmp_path: Path) -> None:
-    recording = simulate(recipe(name), CASE)
+    recording = simulate(recipe(name), with_room(recipe(name), CASE))
     text = log_of(recording)
-    assert log_of(simulate(recipe(name), CASE)) == text
+    assert log_of(simulate(recipe(name), with_room(recipe(name), CASE))) == text
     path = tmp_path / "a.log"
     path.write_text(text)
     commands = sum(len(commands) for _, commands in recording.entries)

@@ -12,6 +12,7 @@ from spmoe.policy.registry import RECIPES, recipe, registry
 from spmoe.scheduler import Scheduler
 from spmoe.state.commands import Purpose, Submit
 from spmoe.state.events import BatchArrived, RequestBegun
+from spmoe.state.keys import Shape
 from spmoe.state.residency import Pool
 
 
@@ -22,14 +23,14 @@ def config(name: str, slots: int, layers: int = 3) -> SchedulerConfig:
 
 
 def test_one_pool_for_all() -> None:
-    assert GlobalPool().pools(3, 4, 7) == (Pool(0, 7),)
-    assert GlobalPool().pool_of(3, 4) == (0,) * 12
+    assert GlobalPool().pools(Shape(3, 4, 1), 7) == (Pool(0, 7),)
+    assert GlobalPool().pool_of(Shape(3, 4, 1)) == (0,) * 12
 
 
 def test_the_remainder_goes_to_the_first_layers() -> None:
-    assert LayerPools().pools(3, 4, 8) == (Pool(0, 3), Pool(3, 3), Pool(6, 2))
-    assert LayerPools().pools(3, 4, 3) == (Pool(0, 1), Pool(1, 1), Pool(2, 1))
-    assert LayerPools().pool_of(2, 3) == (0, 0, 0, 1, 1, 1)
+    assert LayerPools().pools(Shape(3, 4, 1), 8) == (Pool(0, 3), Pool(3, 3), Pool(6, 2))
+    assert LayerPools().pools(Shape(3, 4, 1), 3) == (Pool(0, 1), Pool(1, 1), Pool(2, 1))
+    assert LayerPools().pool_of(Shape(2, 3, 1)) == (0, 0, 0, 1, 1, 1)
 
 
 @pytest.mark.parametrize("name", ["on-demand.lru-per-layer", "spmoe.per-layer"])
@@ -40,9 +41,9 @@ def test_a_cache_per_layer_needs_a_slot_per_layer(name: str) -> None:
 
 
 def test_the_popular_leave_room_for_staging() -> None:
-    assert PopularSet(staging=2).initial((5, 3, 1, 0), slots=4) == (5, 3)
-    assert PopularSet(staging=2).initial((5, 3), slots=2) == ()
-    assert PopularSet(staging=2).initial((5,), slots=1) == ()
+    assert PopularSet(staging=2).initial((5, 3, 1, 0), Shape(2, 3, 1), slots=4) == (5, 3)
+    assert PopularSet(staging=2).initial((5, 3), Shape(2, 3, 1), slots=2) == ()
+    assert PopularSet(staging=2).initial((5,), Shape(2, 3, 1), slots=1) == ()
 
 
 def test_the_popular_are_loaded_as_a_request_begins() -> None:

@@ -38,7 +38,7 @@ def load(batch: int, *keys: int, purpose: Purpose = Purpose.DEMAND, evicted: int
 
 def reached(time: int, *experts: int, hits: int = 0, late: int = 0) -> tuple[Event, list[Command]]:
     """Layer 0 is reached; of its needs the first are hits, the next ones late, the others misses."""
-    plan = LayerPlan(0, experts[:hits], experts[hits : hits + late], experts[hits + late :], False)
+    plan = LayerPlan(0, experts[:hits], experts[hits : hits + late], experts[hits + late :], (), False, False)
     return LayerReached(time, 0, experts, (1,) * len(experts)), [plan]
 
 

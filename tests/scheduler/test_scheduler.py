@@ -52,20 +52,20 @@ def test_a_step_on_demand() -> None:
     one = scheduler("on-demand.lru", slots=3)
     assert one.handle(RequestBegun(0, 0)) == ()
     assert one.handle(StepBegun(0, 0)) == (Speculate(0, 0, 1),)
-    plan = LayerPlan(0, hits=(), late=(), misses=(2, 1), waves=False)
+    plan = LayerPlan(0, hits=(), late=(), misses=(2, 1), host=(), in_order=False, waves=False)
     assert one.handle(LayerReached(5, 0, (2, 1), (1, 1))) == (demand(0, 2, 0), demand(1, 1, 1), plan)
     assert one.handle(BatchArrived(15, 0, 6)) == ()
     assert one.handle(BatchArrived(25, 1, 15)) == ()
     assert one.handle(LayerDone(30, 0, ((5, 15),))) == ()
     # Three needs and three slots, two of them taken by layer 0: 2, touched before 1, leaves.
-    plan = LayerPlan(1, hits=(), late=(), misses=(0, 3), waves=False)
+    plan = LayerPlan(1, hits=(), late=(), misses=(0, 3), host=(), in_order=False, waves=False)
     assert one.handle(LayerReached(35, 1, (0, 3), (1, 1))) == (demand(2, 4, 2), demand(3, 7, 0, evicted=2), plan)
     one.handle(BatchArrived(45, 2, 36))
     one.handle(BatchArrived(55, 3, 45))
     assert one.handle(LayerDone(60, 1, ())) == ()
     assert one.handle(StepEnded(60, 0)) == ()
     assert one.handle(StepBegun(60, 0)) == (Speculate(0, 0, 1),)
-    plan = LayerPlan(0, hits=(1,), late=(), misses=(), waves=False)
+    plan = LayerPlan(0, hits=(1,), late=(), misses=(), host=(), in_order=False, waves=False)
     assert one.handle(LayerReached(65, 0, (1,), (1,))) == (plan,)
 
 
@@ -73,7 +73,7 @@ def test_a_layer_runs_in_waves_where_the_slots_do_not_suffice() -> None:
     one = scheduler("on-demand.lru", slots=1)
     one.handle(RequestBegun(0, 0))
     one.handle(StepBegun(0, 0))
-    plan = LayerPlan(0, hits=(), late=(), misses=(3, 0), waves=True)
+    plan = LayerPlan(0, hits=(), late=(), misses=(3, 0), host=(), in_order=False, waves=True)
     assert one.handle(LayerReached(0, 0, (3, 0), (1, 1))) == (demand(0, 3, 0), plan)
     assert one.handle(BatchArrived(10, 0, 1)) == ()
     assert one.handle(Computed(12, 0, (3,))) == (demand(1, 0, 0, evicted=3),)
@@ -93,7 +93,7 @@ def test_demand_overtakes_what_was_prefetched_and_useless_wishes_are_dropped() -
     assert commands == (Submit(0, Purpose.PREFETCH, (Load(0, 0, None), Load(5, 2, None))),)
     one.handle(TokenDrafted(20, 0, None))
     # 0 is on its way, 3 waits behind it.
-    assert one.handle(LayerReached(25, 0, (3, 0), (1, 1))) == (LayerPlan(0, (), (0,), (3,), False),)
+    assert one.handle(LayerReached(25, 0, (3, 0), (1, 1))) == (LayerPlan(0, (), (0,), (3,), (), False, False),)
     assert one.handle(BatchArrived(29, 0, 11)) == (demand(1, 3, 1),)
 
 
@@ -102,7 +102,7 @@ def test_a_failed_batch_is_submitted_once_more() -> None:
     one.handle(RequestBegun(0, 0))
     one.handle(StepBegun(0, 0))
     submit, plan = one.handle(LayerReached(0, 0, (2,), (1,)))
-    assert isinstance(submit, Submit) and plan == LayerPlan(0, (), (), (2,), False)
+    assert isinstance(submit, Submit) and plan == LayerPlan(0, (), (), (2,), (), False, False)
     assert one.handle(BatchFailed(7, 0)) == (submit._replace(attempt=2),)
     with pytest.raises(IllegalEvent):
         one.handle(LayerDone(8, 0, ()))

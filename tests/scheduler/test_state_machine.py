@@ -29,6 +29,7 @@ from spmoe.state.events import (
     DraftPredicted,
     Event,
     GatePredicted,
+    HostComputed,
     LayerDone,
     LayerReached,
     PrefillBegun,
@@ -38,6 +39,7 @@ from spmoe.state.events import (
     StepEnded,
     TokenDrafted,
 )
+from spmoe.state.keys import Shape
 from spmoe.trace.windows import Request, Window, fixed_windows, requests
 from tests.conformance.cases import make_trace
 from tests.conformance.checker import ContractChecker, Phase
@@ -59,13 +61,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def set_up(self, data: st.DataObject) -> None:
         recipe = RECIPES[self.recipe]
         layers, experts = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 5))
-        fewest = layers if self.recipe in ("on-demand.lru-per-layer", "spmoe.per-layer") else 1
+        top_k = data.draw(st.integers(1, 2))
+        fewest = recipe.placement.least(Shape(layers, experts, top_k))
         self.config = SchedulerConfig(
             recipe=self.recipe,
             layers=layers,
             experts=experts,
-            top_k=data.draw(st.integers(1, 2)),
-            slots=data.draw(st.integers(fewest, layers * experts)),
+            top_k=top_k,
+            slots=data.draw(st.integers(fewest, max(fewest, layers * experts))),
             gamma=data.draw(st.integers(0, 3)),
             cutoff=data.draw(st.integers(0, layers)),
             pace=PACE,
@@ -125,7 +128,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin_request(self, data: st.DataObject) -> None:
         keys = range(self.config.layers * self.config.experts)
         if self.script is None:
-            popular = data.draw(st.permutations(keys)) if "popularity" in RECIPES[self.recipe].needs else ()
+            popular = (
+                data.draw(st.permutations(keys)) if RECIPES[self.recipe].needs & {"popularity", "hindsight"} else ()
+            )
             self.send(RequestBegun(self.time, 0, tuple(popular)))
             if data.draw(st.booleans()):
                 cells = expert_lists(self.config.experts)
@@ -159,7 +164,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             needed = self.window.routing()[layer].experts
         else:
             needed = data.draw(expert_lists(self.config.experts))
-        self.send(LayerReached(self.time, layer, needed, (1,) * len(needed)))
+        tokens = tuple(data.draw(st.integers(1, 9)) for _ in needed)
+        gates = (data.draw(forecasts(self.config.experts)),) if "gates" in RECIPES[self.recipe].needs else ()
+        self.send(LayerReached(self.time, layer, needed, tokens, gates))
         self.may_gate = layer + 1 < self.config.layers
 
     @precondition(lambda self: self.may_gate)
@@ -208,6 +215,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.checker.submitted[batch].attempt == 1:
             self.send(BatchFailed(self.time, batch))
 
+    @precondition(lambda self: self.checker.on_host)
+    @rule(which=st.integers(0, 9), passed=st.integers(0, 9))
+    def compute_on_host(self, which: int, passed: int) -> None:
+        """The CPU may be done with any of its experts."""
+        waiting = sorted(self.checker.on_host)
+        self.time += passed
+        expert = waiting[which % len(waiting)] % self.config.experts
+        self.send(HostComputed(self.time, self.checker.reached, expert, self.time - min(passed, 1)))
+
     @rule(seed=st.integers(0, 2**16))
     def illegal(self, seed: int) -> None:
         """What the contract does not allow raises, and leaves nothing behind (the replay below would differ)."""
@@ -226,6 +242,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.end_layer()
             elif at.waves and at.ready:
                 self.compute(at.ready)
+            elif at.on_host:
+                self.compute_on_host(0, 0)
             else:
                 self.arrive(1)
         while at.submitted:

@@ -15,10 +15,11 @@ import pytest
 import sim
 from sim.__main__ import main
 from sim.replay import replay
-from sim.report import FULL_WIDTH, HEADINGS, console, show_replay
+from sim.report import HEADINGS, console, show_replay
 from spmoe.errors import InputError
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.reader import TraceFile
+from tests.golden.runs import golden_trace
 from tests.sim.files import small_trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +30,8 @@ def trace(tmp_path: Path) -> Path:
     return small_trace(tmp_path)
 
 
-@pytest.mark.parametrize("width", [80, 100, FULL_WIDTH, 200])
-def test_the_table_is_whole_at_any_width_of_a_terminal(width: int) -> None:
+@pytest.mark.parametrize(("width", "columns"), [(60, 5), (80, 6), (100, 6), (132, 11)])
+def test_a_narrow_terminal_gets_fewer_columns(width: int, columns: int) -> None:
     out = console(StringIO())
     out.width = width
     show_replay(replay(ROOT / "traces" / "mixtral.jsonl", ["on-demand.lru", "on-demand.lru-per-layer"]), out)
@@ -39,14 +40,17 @@ def test_the_table_is_whole_at_any_width_of_a_terminal(width: int) -> None:
     header = lines[1].rstrip()
     for name in ("on-demand.lru", "on-demand.lru-per-layer", "bound"):
         assert any(line.split()[0] == name for line in lines)
-    shown = HEADINGS if width >= FULL_WIDTH else HEADINGS[:6]
-    assert header.split() == " ".join(shown).split()
+    assert header.split() == " ".join(HEADINGS[:columns]).split()
     assert len(header) <= width
 
 
-def test_the_full_table_fits_the_width_it_is_shown_from() -> None:
-    longest = max(map(len, RECIPES))
-    assert longest + sum(1 + len(heading) for heading in HEADINGS[1:]) <= FULL_WIDTH
+def test_where_the_output_is_no_terminal_there_is_room_for_the_longest_name(tmp_path: Path) -> None:
+    longest = max(RECIPES, key=len)
+    out = console(StringIO())
+    show_replay(replay(golden_trace(), longest, slots=30), out)
+    assert isinstance(out.file, StringIO)
+    header = out.file.getvalue().splitlines()[1]
+    assert header.split() == " ".join(HEADINGS).split() and longest in out.file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ RESULT_FIELDS = {
     "prefetch_recall": float,
     "stall_fraction": float,
     "link_utilisation": float,
+    "host_per_token": float,
+    "host_utilisation": float,
     "speedup_vs_on_demand": float,
     "vs_bound": float,
     "events": int,

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from spmoe.policy.eviction import LruOrder
 from spmoe.policy.placement import GlobalPool, LayerPools
 from spmoe.state.commands import Load
+from spmoe.state.keys import Shape
 from spmoe.state.residency import Residency
 
 
 def residency(slots: int, keys: int = 8) -> Residency:
     pool_of = (0,) * keys
-    return Residency(GlobalPool().pools(1, keys, slots), pool_of, LruOrder(pool_of))
+    return Residency(GlobalPool().pools(Shape(1, keys, 1), slots), pool_of, LruOrder(pool_of))
 
 
 def load(table: Residency, key: int, demand: bool = False) -> Load | None:
@@ -77,7 +78,7 @@ def test_does_what_a_list_of_keys_says(seed: int, slots: int, layers: int) -> No
     rng = random.Random(seed)
     experts = 5
     placement = LayerPools() if layers > 1 and slots >= layers else GlobalPool()
-    pools, pool_of = placement.pools(layers, experts, slots), placement.pool_of(layers, experts)
+    pools, pool_of = placement.pools(Shape(layers, experts, 1), slots), placement.pool_of(Shape(layers, experts, 1))
     table = Residency(pools, pool_of, LruOrder(pool_of))
     recency: list[int] = []
     slot_of: dict[int, int] = {}
@@ -130,7 +131,7 @@ def test_a_batch_is_aligned_so_that_neighbours_on_the_host_are_neighbours_on_the
 
 def test_aligning_keeps_every_key_in_its_pool() -> None:
     placement = LayerPools()
-    pools, pool_of = placement.pools(2, 4, 5), placement.pool_of(2, 4)  # slots 0-2 and 3-4
+    pools, pool_of = placement.pools(Shape(2, 4, 1), 5), placement.pool_of(Shape(2, 4, 1))  # slots 0-2 and 3-4
     table = Residency(pools, pool_of, LruOrder(pool_of))
     claimed = [table.claim(key, demand=False) for key in (5, 1, 4, 0)]
     aligned = table.align([one for one in claimed if one is not None])
