@@ -1,4 +1,4 @@
-"""`python -m sim`: replay, cutoff, sweep, plot, cost, check, import."""
+"""`python -m sim`: policies, replay, cutoff, sweep, plot, cost, check, import."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from sim.options import parser
 from sim.plot import plot
 from sim.pool import check_jobs
 from sim.replay import BASELINE, replay
-from sim.report import console, progress_bar, show_cost, show_cutoff, show_replay, show_summary, show_sweep
+from sim.report import (
+    console,
+    progress_bar,
+    show_cost,
+    show_cutoff,
+    show_policies,
+    show_replay,
+    show_summary,
+    show_sweep,
+)
 from sim.setting import resolve_setting
 from sim.sweep import count_done, run_sweep
 from sim.table import check_format
@@ -62,6 +71,12 @@ def _fail(message: str) -> int:
             f"error: {message}".encode(errors="backslashreplace").decode("ascii", "backslashreplace"), file=sys.stderr
         )
     return 2
+
+
+def run_policies(options: argparse.Namespace) -> None:
+    """Say what policies there are, or all about some of them."""
+    chosen = select(options.policy or "all")
+    show_policies(chosen, bool(options.policy) or options.long, console(sys.stdout))
 
 
 def run_replay(options: argparse.Namespace) -> None:
@@ -190,6 +205,7 @@ def _setting(options: argparse.Namespace) -> dict[str, Any]:
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "policies": run_policies,
     "replay": run_replay,
     "cutoff": run_cutoff,
     "sweep": run_swept,

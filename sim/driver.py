@@ -170,7 +170,7 @@ class Driver:
                 self._landed = [key for key in self._landed if key - first not in missing]
                 self._results = [expert for expert in self._results if expert not in missing]
                 self._awaited = None
-                return self._spend(self._pass.experts_ns(landed), (*landed, *done))
+                return self._spend(self._pass.experts_ns(landed), (*landed, *done), self._blocked_until)
         if self._for_host and missing <= set(self._for_host):
             self._cpu.compute(effect.layer, self._for_host, self._pass.tokens_of(self._for_host), self.now)
             self._for_host = ()

@@ -189,6 +189,10 @@ def _policies(policies: str | Sequence[str], lossy: bool) -> list[str]:
             chosen.append(one.name)
         elif one.name in named:
             raise InputError(f"policy {one.name}: changes the model's output; --lossy (lossy=True) allows it")
+    if not chosen:
+        raise InputError(
+            f"policies: all that are called like {named[0]!r} change the model's output; --lossy allows them"
+        )
     return chosen
 
 

@@ -26,6 +26,10 @@ def parser() -> argparse.ArgumentParser:
     top = OneLineParser(prog="python -m sim", description="Replay expert routing traces on a simulated machine.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    policies = commands.add_parser("policies", help="what the policies do, and where they differ from their sources")
+    policies.add_argument("policy", nargs="*", metavar="NAME", help='names or patterns ("spmoe.*"); default: all')
+    policies.add_argument("--long", action="store_true", help="all parts too, as with a name or pattern")
+
     replay = commands.add_parser("replay", help="what each policy costs on a trace")
     replay.add_argument("trace", metavar="TRACE", help="a trace file (.jsonl, also .gz or .zst)")
     replay.add_argument(

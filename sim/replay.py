@@ -87,7 +87,7 @@ def replay(
     gamma: int = 4,
     cutoff: int | Literal["best"] | None = None,
     lossy: bool = False,
-    jobs: int = 1,
+    jobs: int | None = 1,
     log: str | os.PathLike[str] | None = None,
     timeline: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -100,68 +100,85 @@ def replay(
     exclude each other; `gamma` is the number of drafted tokens; `cutoff` the number of leading layers that SP-MoE
     prefetches for, "best" for that with the lowest TPOT, None for the analytical one.  `lossy` allows policies that
     change the model's output.  `log` takes the decision log of a single policy, `timeline` a Chrome trace of all.
-    `jobs`: processes to spread the policies over, unless there is a log or a timeline to write; a script that uses more
-    than one has to start under `if __name__ == "__main__":`.
+    `jobs`: processes to spread the policies over (None for one per core), unless there is a log or a timeline to write;
+    a script that uses more than one has to start under `if __name__ == "__main__":`.
 
     Raises InputError, one line, for whatever is wrong with trace or arguments.
     """
     check_distinct(trace=trace if isinstance(trace, str | os.PathLike) else None, log=log, timeline=timeline)
-    source: Trace = TraceFile(trace) if isinstance(trace, str | os.PathLike) else trace
-    _check_cutoff(cutoff, source.header.model.layers)
-    check_jobs(jobs)
-    named = [policies] if isinstance(policies, str) else list(policies)
-    chosen = select(named)
+    jobs = check_jobs(jobs)
+    chosen = select(policies)
     if log is not None and len(chosen) > 1:
         raise InputError("log: expected a single policy, since a log holds the decisions of one run")
-    summary = summarise(source)
-    setting = resolve_setting(
-        source.header,
-        summary.longest_request,
-        hardware=hardware,
-        bits=bits,
-        vram=vram,
-        cache=cache,
-        slots=slots,
-        gamma=gamma,
-    )
-    applicable, skipped = _sort_out(chosen, source, summary, setting, lossy, named)
-    outcomes: dict[str, Outcome] = {}
-    with ExitStack() as files:
-        spans = TimelineWriter(files.enter_context(atomic_write(timeline))) if timeline is not None else None
-        logs = files.enter_context(atomic_write(log)) if log is not None else None
-        tasks = [Task(source, setting, one.name, cutoff) for one in applicable]
-        if spans is None and logs is None and jobs > 1:
-            for outcome in spread(run_task, tasks, jobs):
-                outcomes[outcome.policy] = outcome
-                if progress is not None:
-                    progress(outcome.policy, outcome.metrics.tokens)
-        else:
-            for task in tasks:
-                outcomes[task.policy] = run_task(task, progress, spans, logs)
-        if spans is not None:
-            spans.close()
-        # Still inside: should one of these fail, no file is left behind.
-        runner = Runner(source, setting, progress)
-        baseline = outcomes.get(BASELINE) or run_task(Task(source, setting, BASELINE, None), progress)
-        bounds = {one.name: runner.bound(one.speculation.gamma(setting.gamma)) for one in applicable}
-        fixed = runner.bound(setting.gamma)
-    on_demand_ms = baseline.metrics.tpot_ms
-    metrics = {name: outcome.metrics for name, outcome in outcomes.items()}
-    cutoffs = {one.name: outcomes[one.name].config.cutoff for one in applicable if isinstance(one.horizon, CutoffLayer)}
-    results = [
-        Result(one, metrics[one.name], setting.budget.expert, on_demand_ms, bounds[one.name].tpot_ms)
-        for one in applicable
-    ]
-    return Replay(
-        trace=describe_trace(source, summary),
-        setting=setting,
-        bound=fixed,
-        results=tuple(results),
-        cutoffs=cutoffs,
-        cutoff_choice="analytical" if cutoff is None else "best" if cutoff == "best" else "given",
-        skipped=skipped,
-        warnings=_warnings(applicable, setting, fixed),
-    )
+    prepared = Prepared(trace, hardware=hardware, bits=bits, vram=vram, cache=cache, slots=slots, gamma=gamma)
+    return prepared.replay(policies, cutoff, lossy, jobs, log, timeline, progress)
+
+
+class Prepared:
+    """A trace and a setting to replay it in; remembers what all replays compare with."""
+
+    def __init__(self, trace: str | os.PathLike[str] | Trace, **options: Any) -> None:
+        """`options` are those of `replay` that set machine, cache and gamma.  Raises InputError as `replay` does."""
+        self.trace: Trace = TraceFile(trace) if isinstance(trace, str | os.PathLike) else trace
+        self.summary = summarise(self.trace)
+        self.setting = resolve_setting(self.trace.header, self.summary.longest_request, **options)
+        self._runner = Runner(self.trace, self.setting)
+        self._on_demand: Metrics | None = None
+
+    def replay(
+        self,
+        policies: str | Sequence[str],
+        cutoff: int | Literal["best"] | None,
+        lossy: bool,
+        jobs: int = 1,
+        log: str | os.PathLike[str] | None = None,
+        timeline: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Replay:
+        """What `replay` does, in this setting."""
+        _check_cutoff(cutoff, self.trace.header.model.layers)
+        setting = self.setting
+        named = [policies] if isinstance(policies, str) else list(policies)
+        chosen = select(named)
+        applicable, skipped = _sort_out(chosen, self.trace, self.summary, setting, lossy, named)
+        outcomes: dict[str, Outcome] = {}
+        with ExitStack() as files:
+            spans = TimelineWriter(files.enter_context(atomic_write(timeline))) if timeline is not None else None
+            logs = files.enter_context(atomic_write(log)) if log is not None else None
+            tasks = [Task(self.trace, setting, one.name, cutoff) for one in applicable]
+            if spans is None and logs is None and jobs > 1:
+                for outcome in spread(run_task, tasks, jobs):
+                    outcomes[outcome.policy] = outcome
+                    if progress is not None:
+                        progress(outcome.policy, outcome.metrics.tokens)
+            else:
+                for task in tasks:
+                    outcomes[task.policy] = run_task(task, progress, spans, logs)
+            if spans is not None:
+                spans.close()
+            # Still inside: should one of these fail, no file is left behind.
+            if BASELINE in outcomes:
+                self._on_demand = outcomes[BASELINE].metrics
+            if self._on_demand is None:
+                self._on_demand = run_task(Task(self.trace, setting, BASELINE, None), progress).metrics
+            bounds = {one.name: self._runner.bound(one.speculation.gamma(setting.gamma)) for one in applicable}
+            fixed = self._runner.bound(setting.gamma)
+        on_demand_ms, size = self._on_demand.tpot_ms, setting.budget.expert
+        return Replay(
+            trace=describe_trace(self.trace, self.summary),
+            setting=setting,
+            bound=fixed,
+            results=tuple(
+                Result(one, outcomes[one.name].metrics, size, on_demand_ms, bounds[one.name].tpot_ms)
+                for one in applicable
+            ),
+            cutoffs={
+                one.name: outcomes[one.name].config.cutoff for one in applicable if isinstance(one.horizon, CutoffLayer)
+            },
+            cutoff_choice="analytical" if cutoff is None else "best" if cutoff == "best" else "given",
+            skipped=skipped,
+            warnings=_warnings(applicable, setting, fixed),
+        )
 
 
 def _check_cutoff(cutoff: object, layers: int) -> None:

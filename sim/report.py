@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -15,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.cutoff import CutoffStudy
+from sim.policies import details
 from sim.replay import Replay
 from sim.runner import Progress as Told
 from sim.setting import Setting
 from sim.sweep import Sweep
 from spmoe.config import even_window
 from spmoe.machine.units import format_ms
+from spmoe.policy.recipe import Recipe
 from spmoe.results.bound import Bound
 from spmoe.results.result import Result
 from spmoe.trace.schema import Header
@@ -127,6 +129,29 @@ def notes(replay: Replay) -> Iterable[str]:
         yield "the trace is synthetic: it compares policies, it does not measure a model"
     for name, why in replay.skipped.items():
         yield f"left out {name}: {why}"
+
+
+def show_policies(policies: Sequence[Recipe], long: bool, out: Console) -> None:
+    """A line per policy, or all parts of each."""
+    if not long:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for one in policies:
+            table.add_row(one.name, Text(one.summary))
+        out.print(table)
+        out.print(Text("(in full: --long, or names or patterns)"))
+        return
+    for number, one in enumerate(policies):
+        if number:
+            out.print()
+        out.print(Text(one.name, style="bold"))
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, text in details(one):
+            table.add_row(f"  {label}", Text(text))
+        out.print(table)
 
 
 def show_cutoff(study: CutoffStudy, out: Console) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from sim.grid import IDENTITY, Cell, Cutoff, Place, digest, grid, identity
 from sim.journal import Journal, read_rows
 from sim.pool import check_jobs, spread
-from sim.replay import replay
+from sim.replay import Prepared
 from sim.runner import Progress
 from sim.table import Row, check_format, columns, flat, read_table, write_table
 from spmoe.errors import InputError
@@ -168,12 +169,18 @@ def run_task(task: Task) -> list[Row]:
     ]
 
 
+@lru_cache(maxsize=1)
+def _prepared(place: Place) -> Prepared:
+    """A worker's tasks come place by place: what they compare with is computed once."""
+    return Prepared(place.trace, **place.options())
+
+
 def _replay(task: Task, policies: list[str], obstacles: dict[str, str]) -> dict[str, Row]:
     """Results by policy; why there is none goes to `obstacles`."""
     while policies:
         try:
             # Lossy policies have cells only where they were asked for.
-            done = replay(task.place.trace, policies, cutoff=task.cutoff, lossy=True, **task.place.options()).to_json()
+            done = _prepared(task.place).replay(policies, task.cutoff, lossy=True).to_json()
         except InputError as error:
             # It names the first policy that does not apply, and runs none.
             refused = next((name for name in policies if str(error).startswith(f"policy {name}: ")), None)

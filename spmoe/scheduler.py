@@ -99,6 +99,8 @@ class Scheduler:
         self._between_layers = Phase.VERIFY
         self._may_prefill = False
         self._gamma = 0
+        self._window = 0
+        """Tokens of the pass under way."""
         self._drafted = self._predicted = 0
         self._next_layer = 0
         self._on_host: set[int] = set()
@@ -157,6 +159,7 @@ class Scheduler:
         if not (self._phase is Phase.READY and self._may_prefill and event.tokens > 0):
             self._refuse(event)
         self._may_prefill = False
+        self._window = event.tokens
         self._enter_layers(Phase.PREFILL)
         self._wish(self.forecast.prefill_begun(event), Purpose.PREFETCH)
 
@@ -171,6 +174,7 @@ class Scheduler:
         self._may_prefill = False
         self._phase = Phase.DRAFTING
         self._gamma = min(self._gamma_limit, event.limit)
+        self._window = self._gamma + 1
         self._drafted = self._predicted = 0
         self.forecast.step_begun(event, self._gamma)
         return Speculate(self._gamma, self.forecast.predicted_layers, self.forecast.predicted_group)
@@ -223,7 +227,7 @@ class Scheduler:
         hits: list[int] = []
         late: list[int] = []
         misses: list[int] = []
-        present, absent, pin = [], [], residency.pinned.add
+        present, absent, demanded, pin = [], [], [], residency.pinned.add
         for expert in event.experts:
             key = first + expert
             if expert in host:
@@ -239,7 +243,11 @@ class Scheduler:
                     late.append(expert)
                 else:
                     (late if key in queue.prefetches else misses).append(expert)
-                    queue.demand(key)
+                    demanded.append(key)
+        if self._miss.in_order:
+            demanded.sort()
+        for key in demanded:
+            queue.demand(key)
         if absent and self._miss.whole_layer:
             present = self._demand_rest_of_layer(event.layer) + present
         present += absent  # Residents first; both kinds in routing order.
@@ -259,7 +267,7 @@ class Scheduler:
 
     def _for_host(self, event: LayerReached) -> tuple[int, ...]:
         """The experts of the layer that the CPU computes, in routing order."""
-        first, window = event.layer * self.config.experts, sum(event.tokens) // self.config.top_k
+        first, window = event.layer * self.config.experts, self._window
         # What passes through the slots that a fixed placement leaves is not cached, even while it is still there.
         there = self.residency.fixed if self._only_initial else self.residency.resident
         pace, on_host = self.config.pace, self._miss.on_host

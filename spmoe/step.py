@@ -177,7 +177,9 @@ def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
             time = ended
             missing.difference_update(landed)
             if plan.waves:
-                dispatch(Computed(time, layer, landed))
+                in_slots = tuple([expert for expert in landed if expert not in plan.host])
+                if in_slots:
+                    dispatch(Computed(time, layer, in_slots))
         dispatch(LayerDone(time, layer, tuple(waits)))
     return time
 

@@ -141,7 +141,8 @@ class CostModel:
         return self._draft_until[end] - self._draft_until[first]
 
     def explain(self, tokens: int, context: int, tokens_per_expert: Sequence[int]) -> tuple[CostItem, ...]:
-        """The items of one layer whose needed experts get these numbers of tokens, then one load and one draft token.
+        """The items of one layer whose needed experts get these numbers of tokens, then one load, an expert on the CPU
+        (where there is one) and one draft token.
 
         Items called "layer: ..." add up to the layer's time when all its experts are on the GPU.
         """
@@ -157,6 +158,10 @@ class CostModel:
             items.append(CostItem(f"layer: {times} x expert, tokens = {count}", times * self.expert_ns(count), formula))
         moved = f"{format_ms(link.latency_ns)} latency + {size / 1e6:,.3f} MB at {link.bandwidth / 1e9:,.1f} GB/s"
         items.append(CostItem("load of one expert", self.load_ns(), moved))
+        if self.hardware.cpu is not None:
+            for count in sorted({n for n in tokens_per_expert if n > 0}):
+                formula = f"{self.hardware.cpu.name}: {self._host_expert().formula(count)}"
+                items.append(CostItem(f"expert on the CPU, tokens = {count}", self.host_expert_ns(count), formula))
         if self.draft:
             items.append(self._draft_item(self.draft))
         return tuple(items)

@@ -109,7 +109,8 @@ class HindsightSet(PopularSet):
 class WholeLayers(GlobalPool):
     """One pool that starts with whole layers, the `last` ones or the first, as many as fit beside the staging slots.
 
-    `staging` slots are left for the other layers; None leaves a whole layer's.
+    `staging` slots are left for the other layers; None leaves a whole layer's.  Slots that do not suffice for one more
+    layer stay unused, lest they cache what only passes through.
     """
 
     last: bool = False
@@ -119,13 +120,21 @@ class WholeLayers(GlobalPool):
         """The staging slots."""
         return self._staging(shape)
 
+    def pools(self, shape: Shape, slots: int) -> tuple[Pool, ...]:
+        """One pool for the layers that fit and the staging slots."""
+        return (Pool(0, min(slots, self._whole(shape, slots) * shape.experts + self._staging(shape))),)
+
     def initial(self, popular: Sequence[int], shape: Shape, slots: int) -> tuple[int, ...]:
         """All keys of the layers that fit."""
-        whole = min(shape.layers, max(0, slots - self._staging(shape)) // shape.experts)
-        if slots >= shape.layers * shape.experts:
-            whole = shape.layers  # Nothing is left to stage.
+        whole = self._whole(shape, slots)
         first = shape.layers - whole if self.last else 0
         return tuple(range(first * shape.experts, (first + whole) * shape.experts))
+
+    def _whole(self, shape: Shape, slots: int) -> int:
+        """How many layers fit."""
+        if slots >= shape.layers * shape.experts:
+            return shape.layers  # Nothing is left to stage.
+        return max(0, slots - self._staging(shape)) // shape.experts
 
     def _staging(self, shape: Shape) -> int:
         return shape.experts if self.staging is None else self.staging

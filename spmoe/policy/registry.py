@@ -40,6 +40,9 @@ FINEMOE_PAPER = "Yu et al., FineMoE, arXiv 2502.05370"
 FINEMOE = f"{FINEMOE_PAPER}; commit 5c58468"
 LLAMA_CPP = "github.com/ggml-org/llama.cpp"
 
+EMPTY = "starts empty instead of with the experts of highest id"
+BUFFERS = "what is in a buffer can be used until it is overwritten"
+
 
 def registry(recipes: Iterable[Recipe]) -> Mapping[str, Recipe]:
     """Recipes by name, in the order given.  Raises ValueError where two share a name."""
@@ -157,12 +160,18 @@ FRAMEWORKS = (
     ),
 )
 
+ADAPMOE_DIFFERS = (
+    "one prediction accuracy for all layers where the code has a table of Mixtral's; two slots per layer or more, "
+    "where "
+    f"there are as many (with one the code computes wrong results); {EMPTY}; {BUFFERS}; misses come in routing "
+    "order; no "
+    "matrix computes before its whole expert is there"
+)
 ADAPMOE = Recipe(
     name="adapmoe",
     summary="slots per layer by expected misses, LRU; one expert of the next layer's gate, which may block",
     source="Zhong et al., AdapMoE, arXiv 2408.10284; commit 2cfe8df",
-    differs="one prediction accuracy for all layers where the code has a table of Mixtral's; at least two slots per "
-    "layer (with one the code computes wrong results); its gating is off, as it is by default",
+    differs=ADAPMOE_DIFFERS,
     placement=LayerShares(buffers=6),
     predictor=NextGate(top_n=2, most=1, one_token=True),
     horizon=NextLayer(),
@@ -176,7 +185,8 @@ PEERS = (
             name="mixtral-offloading.released",
             summary="an LRU cache per layer, no prefetch; copies and compute take turns, victims are written back",
             source=MIXTRAL_OFFLOADING_CODE,
-            differs="starts empty instead of with the experts of highest id, whose loads it would pay in the prompt",
+            differs=f"{EMPTY}; experts of a layer come in routing order instead of by id; a layer that needs more than "
+            "its slots runs in waves",
             placement=LayerPools(buffers=4),
             io=OneByOne(depth=3),
             runtime=Runtime(overlap=False, write_back=True),
@@ -188,7 +198,7 @@ PEERS = (
             name="mixtral-offloading.paper",
             summary="an LRU cache per layer; up to two experts of the next layer's gate go into spare buffers",
             source=f"{MIXTRAL_OFFLOADING}, sections 3.1 to 3.3",
-            differs="the released code does not prefetch; victims are not written back",
+            differs=f"the released code does not prefetch; victims are not written back; {EMPTY}; {BUFFERS}",
             placement=LayerPools(buffers=4),
             predictor=NextGate(most=2),
             horizon=NextLayer(),
@@ -200,7 +210,7 @@ PEERS = (
         name="mixtral-offloading.no-preloading",
         summary="the report's ablation: its LRU cache per layer without prefetch",
         source=f"{MIXTRAL_OFFLOADING}, Table 2",
-        differs="as mixtral-offloading.paper",
+        differs=f"victims are not written back; {EMPTY}",
         placement=LayerPools(buffers=4),
         io=OneByOne(depth=3),
         speculation=NoSpeculation(),
@@ -209,7 +219,8 @@ PEERS = (
         name="mixtral-offloading.no-lru",
         summary="the report's ablation: no cache; the experts that a layer needs are fetched each time",
         source=f"{MIXTRAL_OFFLOADING}, Table 2",
-        differs="the slots of one layer serve as buffers",
+        differs="the slots of one layer serve as buffers: a model whose layers together need no more than that would "
+        "hit; copies overlap with compute",
         placement=OneLayer(),
         io=OneByOne(depth=3),
         speculation=NoSpeculation(),
@@ -218,7 +229,7 @@ PEERS = (
         name="mixtral-offloading.naive",
         summary="the report's baseline: all experts of a layer are fetched each time",
         source=f"{MIXTRAL_OFFLOADING}, Table 2",
-        differs="the slots of one layer serve as buffers",
+        differs="the slots of one layer serve as buffers; the copies of a layer overlap with nothing but its attention",
         placement=OneLayer(),
         io=AllAtOnce(),
         miss=Fetch(whole_layer=True),
@@ -233,8 +244,10 @@ PEERS = (
         ADAPMOE,
         name="adapmoe.gated",
         summary="lossy: adapmoe, leaving out a token's second expert where its weight is small",
-        differs=f"{ADAPMOE.differs}; thresholds between those of the first and last layer are interpolated, and its "
-        "slots are shared out as without gating",
+        differs=f"{ADAPMOE_DIFFERS}; thresholds between those of the first and last layer are interpolated; of more "
+        "than two experts only the last is judged; weights count as equal where the trace has none; its slots are "
+        "shared "
+        "out as without gating",
         gate=SensitivityGate(),
         speculation=NoSpeculation(),
     ),
@@ -243,7 +256,8 @@ PEERS = (
             name="moe-infinity.released",
             summary="no prefetch; one LFU cache, experts of a layer in the order of their ids",
             source=f"{MOE_INFINITY}; github.com/TorchMoE/MoE-Infinity, commit d617801",
-            differs="its accounting, by which hits shrink the cache, is left out",
+            differs="its accounting, by which hits shrink the cache, is left out; counts are never reset; the fetch "
+            "thread does not hold up computation",
             eviction=Lfu(),
             io=OneByOne(depth=1),
             miss=Fetch(in_order=True),
@@ -256,7 +270,10 @@ PEERS = (
             summary="prefetch by the most similar earlier request, nearest layers first; activation-aware cache",
             source=f"{MOE_INFINITY}, sections 4.5 to 4.7",
             differs="requests are stored as they finish, where the paper starts with a full store; one match, "
-            "not several; as in the code, what is matched are the counts of the request so far",
+            "not several; as in the code, what is matched are the counts of the request so far by the mean of their "
+            "rows' "
+            "cosines, 1,000 requests are stored, and the decay is over layers + 1; a prefetch displaces only a lower "
+            "score",
             predictor=ActivationMatrix(),
             horizon=Unlimited(),
             eviction=ActivationAware(),
@@ -270,7 +287,10 @@ PEERS = (
             summary="prefetch by the most similar earlier iteration: all layers from seven ahead on; map-aware cache",
             source=FINEMOE,
             differs="experts without tokens are not fetched; stored are as many iterations as in the code, but all "
-            "online; layer-0 routing stands in for embeddings, and for gate probabilities where the trace has none the "
+            "online; the first layer's later wishes do not cancel its wishes by embedding; a prompt is one map of "
+            "the experts "
+            "it touched, all alike; layer-0 routing stands in for embeddings, and for gate probabilities where the "
+            "trace has none the "
             "weights of the chosen experts",
             predictor=ExpertMap(distance=6, band="rest"),
             horizon=Unlimited(),
@@ -286,7 +306,9 @@ PEERS = (
             name="finemoe.paper",
             summary="prefetch by the most similar earlier iteration: one layer, three ahead; map-aware cache",
             source=f"{FINEMOE_PAPER}, sections 4.2 to 4.5 and 6.1",
-            differs="the store fills online; layer-0 routing stands in for embeddings, and for gate probabilities "
+            differs="the store fills online; a search takes no time; a prompt is one map of the experts it touched, "
+            "all "
+            "alike; layer-0 routing stands in for embeddings, and for gate probabilities "
             "where the trace has none the weights of the chosen experts",
             predictor=ExpertMap(distance=3),
             horizon=Unlimited(),
@@ -301,7 +323,8 @@ PEERS = (
             summary="the most used experts of other requests stay; a miss is computed on the CPU or copied, by cost",
             source="Kamahori et al., Fiddler, arXiv 2402.07033; commit 227715b",
             differs="costs are those of the machine at hand, where the code has 7 per token against 70 per copy; "
-            "popularity is that of other requests; copies from pageable memory go at the link's full speed",
+            "popularity is that of other requests; copies from pageable memory go at the link's full speed; an "
+            "expert still in the spare slot is not copied again",
             placement=PopularSet(staging=1),
             admission=InitialOnly(),
             io=OneByOne(depth=1),
@@ -324,8 +347,11 @@ PEERS = (
         name="moe-spac",
         summary="counters of tokens per expert in verification drive prefetch and eviction; the CPU computes misses",
         source="MoE-SpAc, arXiv 2603.09983; commit 77bb9cf",
-        differs="experts travel whole instead of in three slices; the CPU works beside the GPU, which the code manages "
-        "in part; its balancer is absent there, and here",
+        differs="the three slices of an expert go one after the other, not from three threads; the CPU works beside "
+        "the "
+        "GPU, which the code manages in part; its balancer is absent there, and here; reaching a layer drops all "
+        "that is "
+        "queued for it; experts that a prompt fetched stay until they are displaced",
         predictor=UtilityCounters(),
         horizon=Unlimited(),
         eviction=Levels(),
@@ -357,6 +383,8 @@ def select(names: str | Sequence[str]) -> list[Recipe]:
     """
     chosen: dict[str, Recipe] = {}
     for name in [names] if isinstance(names, str) else names:
+        if not isinstance(name, str):
+            raise InputError(f"policies: expected names, got {name!r}")
         if name == "all" or set(name) & set("*?["):
             fitting = [one for one in RECIPES.values() if fnmatchcase(one.name, "*" if name == "all" else name)]
             if not fitting:

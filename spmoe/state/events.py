@@ -77,7 +77,8 @@ class LayerReached(NamedTuple):
 
     `experts` are the distinct experts in routing order (token by token, rank by rank); `tokens` says how many tokens
     go to each of them.  `gates` holds, per token, the gate's probabilities by rank (of its chosen experts only, where
-    no more is known), for recipes that learn from them; else it is empty.
+    no more is known), for recipes that learn from them; else it is empty.  For a prompt it may hold one entry that
+    stands for all tokens.
     """
 
     time: int

@@ -109,11 +109,14 @@ def test_explain_adds_up() -> None:
         "layer: 2 x expert, tokens = 1",
         "layer: 1 x expert, tokens = 2",
         "load of one expert",
+        "expert on the CPU, tokens = 1",
+        "expert on the CPU, tokens = 2",
         "draft token",
     ]
     layer = sum(item.ns for item in items.values() if item.name.startswith("layer: "))
     assert layer == COST.layer_ns(2, 10) + 2 * COST.expert_ns(1) + COST.expert_ns(2)
     assert items["load of one expert"].ns == COST.load_ns()
+    assert items["expert on the CPU, tokens = 2"].ns == COST.host_expert_ns(2)
     assert items["draft token"].ns == COST.draft_token_ns()
     assert all(item.formula for item in items.values())
 

@@ -46,6 +46,10 @@ def run(forecast: Forecast, *passes: Layers) -> list[list[int]]:
     return [reach(forecast, layer, tokens) for one in passes for layer, tokens in enumerate(one)]
 
 
+def test_a_prediction_takes_the_place_of_the_one_before() -> None:
+    assert learner().replaces and learner().expires
+
+
 def test_nothing_is_wished_for_before_a_request_has_finished() -> None:
     assert run(learner(), A, A) == [[]] * 6
 

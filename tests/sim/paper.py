@@ -2,7 +2,8 @@
 
 A machine is given by the four times that matter.  Its GPU and links are made so fast that every roofline item rounds up
 to 1 ns, and the fixed costs bring it to the round number: a layer's attention and router always take `layer_ns`, an
-expert `expert_ns` for any number of tokens, a load `latency_ns` before the link is needed and `load_ns` on it.
+expert `expert_ns` for any number of tokens, a load `latency_ns` before the link is needed and `load_ns` on it.  Where
+there is a CPU, it takes `host_ns` for each token of an expert.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from dataclasses import dataclass, replace
 
 from sim.runner import Runner
 from sim.setting import resolve_setting
-from spmoe.machine.hardware import Draft, Gpu, Hardware, Link
+from spmoe.machine.hardware import Cpu, Draft, Gpu, Hardware, Link
 from spmoe.machine.units import GIB
 from spmoe.policy.registry import recipe
+from spmoe.policy.runtime import Runtime
 from spmoe.results.bound import Bound
 from spmoe.results.metrics import Metrics
 from spmoe.state.commands import Command, LayerPlan, Submit
-from spmoe.state.events import BatchArrived, Event
+from spmoe.state.events import BatchArrived, Event, LayerDone
 from spmoe.trace.schema import (
     ONE,
     Cell,
@@ -46,17 +48,21 @@ def machine(
     expert_ns: int = 50,
     load_ns: int = 200,
     latency_ns: int = 0,
+    copy_ns: int = 0,
     draft_ns: int = 40,
+    host_ns: int | None = None,
 ) -> Hardware:
-    """A machine for models of `layers` layers."""
+    """A machine for models of `layers` layers; without `host_ns` nothing is known of its CPU."""
+    # A weight takes two bytes and two operations, so an expert has as many operations per token as bytes.
+    cpu = Cpu("paper", cores=1, bandwidth=10**18, gflops=EXPERT_BYTES // host_ns) if host_ns else None
     return Hardware(
         name="paper",
         kind="datasheet",
         source="a test",
-        link=Link(bandwidth=EXPERT_BYTES * 10**9 // load_ns, latency_ns=latency_ns, copy_ns=0),
+        link=Link(bandwidth=EXPERT_BYTES * 10**9 // load_ns, latency_ns=latency_ns, copy_ns=copy_ns),
         gpu=Gpu(GIB, bandwidth=10**18, flops=10**18, layer_overhead_ns=layer_ns - 2, expert_overhead_ns=expert_ns - 1),
         draft=Draft(draft_ns, params=100, layers=layers, bits=BITS),
-        cpu=None,
+        cpu=cpu,
     )
 
 
@@ -149,6 +155,11 @@ class Solved:
         return divmod(key, self.experts)
 
 
+def waits(run: Solved) -> list[tuple[int, int]]:
+    """When the GPU had nothing to compute, in order."""
+    return [wait for event, _ in run.entries if isinstance(event, LayerDone) for wait in event.waits]
+
+
 def solve(
     lines: TraceInMemory,
     policy: str,
@@ -158,8 +169,9 @@ def solve(
     hardware: Hardware | None = None,
     cutoff: int | None = None,
     depth: int | None = None,
+    runtime: Runtime | None = None,
 ) -> Solved:
-    """Run one policy; `depth` overrides the number of batches submitted at a time."""
+    """Run one policy; `depth` overrides the number of batches submitted at a time, `runtime` the policy's own."""
     model = lines.header.model
     setting = resolve_setting(
         lines.header,
@@ -171,6 +183,8 @@ def solve(
     )
     runner = Runner(lines, setting)
     chosen = recipe(policy)
+    if runtime is not None:
+        chosen = replace(chosen, runtime=runtime)
     config = runner.configure(chosen, cutoff)[0]
     if depth is not None:
         config = replace(config, depth=depth)

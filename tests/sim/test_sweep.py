@@ -255,7 +255,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ran: list[str], job
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_an_interrupt_says_how_far_it_came(tmp_path: Path, jobs: str) -> None:
-    trace = small_trace(tmp_path, (120,))
+    trace = small_trace(tmp_path, (480,))
     out, journal = tmp_path / "out.csv", tmp_path / "out.csv.partial"
     words = command(trace, out, "--slots", *map(str, range(3, 9)), "--gamma", "0", "4")
     started = start([*words, "--jobs", jobs])

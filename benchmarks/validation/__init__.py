@@ -1,0 +1,1 @@
+"""Checks the simulator against published figures (docs/validation.md)."""

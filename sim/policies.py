@@ -1,0 +1,69 @@
+"""What a policy is made of, in words: for the terminal, and for docs/policies.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from spmoe.policy.recipe import Recipe
+
+NEEDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "cpu": "the CPU's speed",
+        "draft": "draft forecasts",
+        "future": "the windows to come",
+        "gates": "gate probabilities, where known",
+        "hindsight": "how often this very trace uses each expert",
+        "next_gate": "next_gate forecasts",
+        "popularity": "how often other requests use each expert",
+    }
+)
+"""What `Recipe.needs` stands for."""
+
+
+def parts(one: Recipe) -> dict[str, str]:
+    """The eight parts of a recipe by name, and the gate of one that has it: as in the registry, with all settings."""
+    every: dict[str, object] = {
+        "placement": one.placement,
+        "predictor": one.predictor,
+        "horizon": one.horizon,
+        "admission": one.admission,
+        "eviction": one.eviction,
+        "I/O plan": one.io,
+        "miss": one.miss,
+        "speculation": one.speculation,
+    }
+    if one.gate is not None:
+        every["gate"] = one.gate
+    return {name: repr(part).removesuffix("()") for name, part in every.items()}
+
+
+def runtime(one: Recipe) -> str:
+    """How the original uses the machine, where that is not as the native runtime does."""
+    return "; ".join(one.runtime.explain()) or "native"
+
+
+def needs(one: Recipe) -> str:
+    """What a trace or machine must offer."""
+    return ", ".join(NEEDS[name] for name in sorted(one.needs)) or "nothing"
+
+
+def standing(one: Recipe) -> str:
+    """Whether the output is the model's, and whether the bound holds."""
+    output = "lossless" if one.lossless else "lossy (refused without --lossy)"
+    if one.lossless and one.fetch_only:
+        return f"{output}, fetch-only"
+    why = "the CPU computes too" if not one.fetch_only else "fewer experts compute"
+    return f"{output}; {why}, so it may get below the bound"
+
+
+def details(one: Recipe) -> Iterator[tuple[str, str]]:
+    """All there is to say of a recipe besides its name: what, and how it stands with that."""
+    yield "does", one.summary
+    yield "source", one.source
+    yield "differs", one.differs or "in nothing known"
+    yield from parts(one).items()
+    yield "runtime", runtime(one)
+    yield "needs", needs(one)
+    yield "results", standing(one)
