@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Final
 
@@ -23,7 +24,7 @@ NEEDS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def parts(one: Recipe) -> dict[str, str]:
-    """The eight parts of a recipe by name, and the gate of one that has it: as in the registry, with all settings."""
+    """The eight parts of a recipe by name, and the gate of one that has it: as in the registry."""
     every: dict[str, object] = {
         "placement": one.placement,
         "predictor": one.predictor,
@@ -36,7 +37,17 @@ def parts(one: Recipe) -> dict[str, str]:
     }
     if one.gate is not None:
         every["gate"] = one.gate
-    return {name: repr(part).removesuffix("()") for name, part in every.items()}
+    return {name: _written(part) for name, part in every.items()}
+
+
+def _written(part: object) -> str:
+    """A part as the registry writes it: with the settings that are not its defaults."""
+    settings = [
+        f"{field.name}={getattr(part, field.name)!r}"
+        for field in fields(part)  # type: ignore[arg-type]
+        if getattr(part, field.name) != field.default
+    ]
+    return type(part).__name__ + (f"({', '.join(settings)})" if settings else "")
 
 
 def runtime(one: Recipe) -> str:

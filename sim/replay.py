@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,7 +18,6 @@ from spmoe.files import atomic_write, check_distinct
 from spmoe.log import LogWriter
 from spmoe.machine.hardware import Hardware
 from spmoe.policy.horizon import CutoffLayer
-from spmoe.policy.placement import LayerPools
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe, select
 from spmoe.results.bound import Bound
@@ -177,7 +176,7 @@ class Prepared:
             },
             cutoff_choice="analytical" if cutoff is None else "best" if cutoff == "best" else "given",
             skipped=skipped,
-            warnings=_warnings(applicable, setting, fixed),
+            warnings=_warnings(applicable, setting, bounds),
         )
 
 
@@ -246,23 +245,20 @@ def describe_trace(trace: Trace, summary: TraceSummary) -> dict[str, Any]:
     }
 
 
-def _warnings(recipes: Sequence[Recipe], setting: Setting, windows: Bound) -> tuple[str, ...]:
-    """Says once where a cache is too small for what a layer needs at once."""
-    model, slots = setting.geometry, setting.slots
-    if slots < windows.widest:
-        return (
-            f"the cache of {slots} slots is smaller than the {windows.widest} experts that a layer needs at once: "
-            "such layers run in waves",
-        )
-    share = slots // model.layers
-    split = [one.name for one in recipes if isinstance(one.placement, LayerPools)]
-    if split and share < windows.widest:
-        others = f" and {len(split) - 2} more" if len(split) > 2 else ""
-        return (
-            f"{', '.join(split[:2])}{others}: the {share} slots of a layer are fewer than the {windows.widest} "
-            "experts that one may need at once: such layers run in waves",
-        )
-    return ()
+def _warnings(recipes: Sequence[Recipe], setting: Setting, bounds: Mapping[str, Bound]) -> tuple[str, ...]:
+    """Says once where caches are too small for what a layer of their policies' windows needs at once."""
+    narrow = []
+    for one in recipes:
+        smallest = min(pool.slots for pool in one.placement.pools(setting.shape, setting.slots))
+        if smallest < bounds[one.name].widest and one.fetch_only:
+            narrow.append(f"{one.name} ({smallest} slots for up to {bounds[one.name].widest} experts)")
+    if not narrow:
+        return ()
+    others = f" and {len(narrow) - 2} more" if len(narrow) > 2 else ""
+    return (
+        "some layers need more experts at once than their cache has slots, and run in waves: "
+        f"{', '.join(narrow[:2])}{others}",
+    )
 
 
 def _sort_out(

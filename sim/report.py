@@ -120,6 +120,9 @@ def notes(replay: Replay) -> Iterable[str]:
     yield f"budget: {replay.setting.explain()}"
     for name, layers in replay.cutoffs.items():
         yield f"cutoff of {name}: {layers} of {replay.setting.geometry.layers} layers ({replay.cutoff_choice})"
+    plain = [one.recipe.name for one in replay.results if one.recipe.speculation.gamma(1) == 0]
+    if plain and replay.setting.gamma:
+        yield f"without speculation, and with the bound of plain decoding: {', '.join(plain)}"
     if replay.bound.stand_ins:
         yield (
             f"rejected draft tokens: the trace does not hold {replay.bound.stand_ins:,} inputs that followed one; the "
@@ -188,7 +191,7 @@ def show_sweep(swept: Sweep, path: str, out: Console) -> None:
     if swept.reused:
         parts.append(f"{swept.reused:,} of them were there already")
     if swept.dropped:
-        parts.append(f"{swept.dropped:,} that were there are not of this grid, or of another version, and are gone")
+        parts.append(f"{swept.dropped:,} that were there are not of this grid, or of other code, and are gone")
     out.print(Text("; ".join(parts)), soft_wrap=True)
     reasons = Counter((str(row["policy"]), str(row["skipped"])) for row in swept.rows if row["skipped"] is not None)
     for (name, why), count in reasons.items():

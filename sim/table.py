@@ -34,7 +34,7 @@ TEXT = frozenset(
         "trace_digest",
         "hardware_digest",
         "schema",
-        "version",
+        "code",
     }
 )
 """Columns that hold text even where it looks like a number, or where no row has any."""

@@ -46,8 +46,8 @@ def test_hit_rates_by_hand() -> None:
 def test_a_line_is_crossed_where_it_first_takes_a_value() -> None:
     points = [(0.0, -0.4), (0.2, -0.2), (0.4, 0.0)]
     assert crossing(points, -0.3) == pytest.approx(0.1)
-    assert crossing(points, -0.5) == 0.0
-    assert crossing(points, 1.0) == 0.4
+    with pytest.raises(ValueError, match=r"never reach 1\.0"):
+        crossing(points, 1.0)
     assert interpolated(points, 0.3) == pytest.approx(-0.1)
     with pytest.raises(ValueError, match="outside"):
         interpolated(points, 0.5)

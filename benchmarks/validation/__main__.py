@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.validation import cascade, hybrimoe, layer_times, offloading, shapes
-from benchmarks.validation.inputs import CONFIG, ROOT
+from benchmarks.validation.inputs import CONFIG, ROOT, digests
 from benchmarks.validation.page import page
 from spmoe.errors import InputError
 from spmoe.files import atomic_write
@@ -38,21 +38,32 @@ CHECKS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
 def main() -> int:
     """Run what was asked for; returns the exit status: 2 where the data are missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.validation", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--data", type=Path, metavar="FOLDER")
     parser.add_argument("--only", nargs="+", choices=[*CHECKS, "page"], default=list(CHECKS), metavar="CHECK")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N")
     options = parser.parse_args()
+    if options.data is None and options.only != ["page"]:
+        parser.error("the checks need --data FOLDER")
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     try:
         for name, check in CHECKS.items():
             if name in options.only:
                 print(f"{name}: {CONFIG[name]['title']}", file=sys.stderr)
-                found[name] = check(options.data, options.jobs)
+                found["inputs"] = digests(options.data)
+                # As they will be read back: the page must not tell results from their file.
+                found[name] = json.loads(json.dumps(check(options.data, options.jobs), allow_nan=False))
                 with atomic_write(RESULTS) as stream:
                     stream.write(json.dumps(found, indent=1, allow_nan=False) + "\n")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {error}: pip install 'spmoe[validation]'", file=sys.stderr)
+        return 2
+    missing = [name for name in CHECKS if name not in found]
+    if missing:
+        print(f"no page yet: run {', '.join(missing)} too", file=sys.stderr)
+        return 0
     with atomic_write(PAGE) as stream:
         stream.write(page(found))
     return 0

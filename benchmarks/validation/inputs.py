@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,14 @@ def machine(
         draft=Draft(token_ns, base.draft.params, base.draft.layers, base.draft.bits),
         cpu=None,
     )
+
+
+def digests(data: Path) -> dict[str, str]:
+    """What the results were made from: SHA-256 of the files in `data`.  Raises InputError where one cannot be read."""
+    found = {}
+    for name in (CONFIG["routing"]["file"], SPEEDS):
+        try:
+            found[name] = hashlib.sha256((data / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(f"{data / name}: cannot be read: {error.strerror}") from None
+    return found

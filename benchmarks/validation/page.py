@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.validation import cascade, hybrimoe, layer_times, offloading, shapes
 from benchmarks.validation.inputs import CONFIG
-from benchmarks.validation.markdown import table
+from benchmarks.validation.markdown import OUTSIDE, table
 
 EXPLANATIONS: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("explanations.json").read_text(encoding="utf-8")
@@ -39,9 +39,13 @@ SECTIONS = {
 def page(found: dict[str, Any]) -> str:
     """The whole page."""
     rows = [row for name, check in SECTIONS.items() for row in check.summary(found[name])]
-    parts = [HEAD, table(("what", "criterion", "ours", "verdict"), rows)]
+    inputs = "".join(f"- `{name}`: SHA-256 `{digest}`\n" for name, digest in found["inputs"].items())
+    parts = [HEAD, inputs, table(("what", "criterion", "ours", "verdict"), rows)]
     for number, (name, check) in enumerate(SECTIONS.items(), start=1):
         parts.append(f"## {number}. {CONFIG[name]['title']}\n")
-        parts.append(check.section(found[name]))
+        text = check.section(found[name])
+        if OUTSIDE in text and not EXPLANATIONS.get(name):
+            raise ValueError(f"{name}: something misses, and nothing explains it")
+        parts.append(text)
         parts += [f"{text}\n" for text in EXPLANATIONS.get(name, [])]
     return "\n".join(parts)

@@ -160,7 +160,9 @@ def summary(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 def _near(one: dict[str, Any]) -> bool:
     """Whether our recall is near the published prefetch hit rate."""
     points = SETTINGS["prefetch"]["within_points"]
-    return one["published"] is not None and 100 * abs(one["recall"] - one["published"]) <= points
+    if one["published"] is None or one["recall"] is None:
+        return False
+    return 100 * abs(one["recall"] - one["published"]) <= points
 
 
 def section(found: dict[str, Any]) -> str:

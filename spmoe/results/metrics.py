@@ -290,7 +290,7 @@ class MetricsFold:
         self._batches[submit.batch] = submit
         if not self._in_prefill or submit.purpose is Purpose.PRELOAD:
             self._loads += len(submit.loads)
-        prefetch = submit.purpose is not Purpose.DEMAND
+        prefetch = submit.purpose is Purpose.PREFETCH
         for key, _, evicted in submit.loads:
             if evicted is not None:
                 self._resident.discard(evicted)

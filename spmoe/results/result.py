@@ -43,6 +43,7 @@ class Result:
             "policy": self.recipe.name,
             "fetch_only": self.recipe.fetch_only,
             "lossless": self.recipe.lossless,
+            "speculates": self.recipe.speculation.gamma(1) > 0,
             "tpot_ms": metrics.tpot_ms,
             "ttft_ms": metrics.ttft_ms,
             "tokens": metrics.tokens,

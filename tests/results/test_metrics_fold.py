@@ -93,10 +93,10 @@ def test_prefill_counts_only_towards_the_first_token() -> None:
     assert (found.hits, found.needs, found.cold_needs) == (1, 1, 0)
 
 
-def test_preloads_count_even_in_a_prefill() -> None:
+def test_preloads_count_as_loads_even_in_a_prefill_and_never_as_prefetches() -> None:
     preload = load(0, 0, 1, purpose=Purpose.PRELOAD)
     found = fold((PrefillBegun(0, 7), [preload]), (PrefillEnded(9), []), (StepEnded(9, 0), []))
-    assert (found.loads, found.prefetched) == (2, 2)
+    assert (found.loads, found.prefetched) == (2, 0)
 
 
 def test_precision_counts_prefetches_used_before_they_leave() -> None:

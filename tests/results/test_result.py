@@ -26,5 +26,5 @@ def test_what_is_not_known_is_null() -> None:
     found = Result(recipe("next-gate"), NOTHING, expert_bytes=100).to_json()
     counted = {"tokens", "steps", "needs", "loads", "events"}
     assert all(found[name] == 0 for name in counted)
-    named = {"policy", "fetch_only", "lossless"}
+    named = {"policy", "fetch_only", "lossless", "speculates"}
     assert all(value is None for name, value in found.items() if name not in counted | named)

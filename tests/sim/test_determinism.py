@@ -20,6 +20,7 @@ RESULT_FIELDS = {
     "policy": str,
     "fetch_only": bool,
     "lossless": bool,
+    "speculates": bool,
     "tpot_ms": float,
     "ttft_ms": float,
     "tokens": int,
