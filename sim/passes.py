@@ -36,6 +36,7 @@ class Pass:
     def __init__(self, cost: CostModel, told: Told = NOTHING) -> None:
         self._cost = cost
         self._told = told
+        self._told_nothing = not (told.next_gate or told.gates)
         self._layer_ns = 0
         self._routing: list[Routing] = []
         self._at = 0
@@ -104,7 +105,7 @@ class StepPass(Pass):
             layer = effect.layer
             if layer == 0:
                 self._begin_verification()
-            return self._layer_ns, self._route(layer)
+            return self._layer_ns, self._route(layer) if self._told_nothing else self._told_route(layer)
         if kind is DraftLayers:
             forecasts = self._forecasts("draft", effect.token)[effect.first : effect.end]
             return self._cost.draft_layers_ns(effect.first, effect.end), forecasts
@@ -115,8 +116,8 @@ class StepPass(Pass):
         assert kind is Accept
         return 0, self.tokens - 1
 
-    def _route(self, layer: int) -> Routed:
-        routed = super()._route(layer)
+    def _told_route(self, layer: int) -> Routed:
+        routed = self._route(layer)
         told = self._told
         if told.next_gate and layer + 1 < len(self._routing):
             routed = routed._replace(next_gate=self._next_gate(layer + 1))

@@ -7,7 +7,7 @@ events is tabled in ``docs/contract.md``; any other order raises `IllegalEvent`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from enum import Enum
 from typing import NoReturn
 
@@ -227,7 +227,9 @@ class Scheduler:
         hits: list[int] = []
         late: list[int] = []
         misses: list[int] = []
-        present, absent, demanded, pin = [], [], [], residency.pinned.add
+        present, absent, pin = [], [], residency.pinned.add
+        demanded: list[int] = []
+        demand = demanded.append if self._miss.in_order else queue.demand
         for expert in event.experts:
             key = first + expert
             if expert in host:
@@ -243,10 +245,8 @@ class Scheduler:
                     late.append(expert)
                 else:
                     (late if key in queue.prefetches else misses).append(expert)
-                    demanded.append(key)
-        if self._miss.in_order:
-            demanded.sort()
-        for key in demanded:
+                    demand(key)
+        for key in sorted(demanded):
             queue.demand(key)
         if absent and self._miss.whole_layer:
             present = self._demand_rest_of_layer(event.layer) + present
@@ -340,17 +340,13 @@ class Scheduler:
         resident, in_flight = residency.resident, residency.in_flight
         if forecast.replaces and wishes and purpose is Purpose.PREFETCH:
             self.queue.clear()
-        left = forecast.most
+        if forecast.most is not None and purpose is Purpose.PREFETCH:
+            wishes = _at_most(forecast.most, wishes, resident)
         there = []
         for key, deadline, weight in wishes:
             if key in resident:
                 there.append(key)
-                continue
-            if left is not None and purpose is Purpose.PREFETCH:
-                if not left:
-                    break
-                left -= 1
-            if key not in in_flight:
+            elif key not in in_flight:
                 self.queue.prefetch(key, deadline, weight, purpose)
         if there and forecast.protects:
             residency.touch(there)
@@ -402,3 +398,15 @@ class Scheduler:
             f"not allowed {self._phase.value} (next layer {self._next_layer}, {self._drafted} of {self._gamma} tokens "
             f"drafted): {event}"
         )
+
+
+def _at_most(most: int, wishes: Iterable[Wish], resident: Container[int]) -> list[Wish]:
+    """The wishes up to the last of the first `most` that are not resident."""
+    chosen: list[Wish] = []
+    for wish in wishes:
+        if wish[0] not in resident:
+            if not most:
+                break
+            most -= 1
+        chosen.append(wish)
+    return chosen
