@@ -124,6 +124,10 @@ class Prepared:
         self._runner = Runner(self.trace, self.setting)
         self._on_demand: Metrics | None = None
 
+    def obstacle(self, policy: str, lossy: bool) -> str | None:
+        """Why a policy cannot run here; None where it can."""
+        return _obstacle(recipe(policy), self.trace, self.summary, self.setting, lossy)
+
     def replay(
         self,
         policies: str | Sequence[str],

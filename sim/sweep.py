@@ -177,22 +177,19 @@ def _prepared(place: Place) -> Prepared:
 
 def _replay(task: Task, policies: list[str], obstacles: dict[str, str]) -> dict[str, Row]:
     """Results by policy; why there is none goes to `obstacles`."""
-    while policies:
-        try:
-            # Lossy policies have cells only where they were asked for.
-            done = _prepared(task.place).replay(policies, task.cutoff, lossy=True).to_json()
-        except InputError as error:
-            # It names the first policy that does not apply, and runs none.
-            refused = next((name for name in policies if str(error).startswith(f"policy {name}: ")), None)
-            if refused is None:
-                raise
-            obstacles[refused] = str(error).removeprefix(f"policy {refused}: ")
-            policies = [name for name in policies if name != refused]
-            continue
-        config = done["config"]
-        shared = {**flat(done["bound"], "bound_"), "stand_ins": config["stand_ins"]}
-        return {
-            row["policy"]: {"cutoff": config["cutoff"]["layers"].get(row["policy"]), **flat(row), **shared}
-            for row in done["results"]
-        }
-    return {}
+    if not policies:
+        return {}  # The place itself may be impossible.
+    prepared = _prepared(task.place)
+    # Lossy policies have cells only where they were asked for.
+    found = {name: prepared.obstacle(name, lossy=True) for name in policies}
+    obstacles.update((name, why) for name, why in found.items() if why is not None)
+    able = [name for name, why in found.items() if why is None]
+    if not able:
+        return {}
+    done = prepared.replay(able, task.cutoff, lossy=True).to_json()
+    config = done["config"]
+    shared = {**flat(done["bound"], "bound_"), "stand_ins": config["stand_ins"]}
+    return {
+        row["policy"]: {"cutoff": config["cutoff"]["layers"].get(row["policy"]), **flat(row), **shared}
+        for row in done["results"]
+    }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from spmoe.policy.misses import LARGE_BATCH
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.ranked import RankedOrder, Score
 from spmoe.state.events import LayerDone, LayerReached, PrefillBegun, StepBegun
@@ -27,9 +28,6 @@ MARGIN = 5
 
 FROZEN = HIGHEST + 1
 """The level of all experts of the layer that computes."""
-
-LARGE_BATCH = 32
-"""A pass over so many tokens (a prompt, in practice) neither uses nor moves the counters."""
 
 _FIFO_BITS = 48
 
@@ -104,7 +102,7 @@ class CounterForecast(Forecast):
         self._batch = gamma + 1
 
     def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
-        if self._batch >= LARGE_BATCH:
+        if self._batch >= LARGE_BATCH:  # A prompt neither uses nor moves the counters.
             return NOTHING
         first = event.layer * self._experts
         self._computing = range(first, first + self._experts)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from spmoe.policy.planner import Pace
+
+LARGE_BATCH: Final = 32
+"""From so many tokens on llama.cpp and what builds on it (MoE-SpAc) copy experts instead of using the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class HostCompute:
-    """The CPU computes what is missing; in a pass of `fetch_from` tokens or more (a prompt) it is fetched."""
-
-    fetch_from: int = 32
+    """The CPU computes what is missing; in a pass of `LARGE_BATCH` tokens or more (a prompt) it is fetched."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cpu"})
     fetch_only: ClassVar[bool] = False
@@ -41,7 +42,7 @@ class HostCompute:
 
     def on_host(self, tokens: int, window: int, pace: Pace) -> bool:
         """Whether the CPU computes a missing expert for `tokens` of the `window` tokens of this pass."""
-        return window < self.fetch_from
+        return window < LARGE_BATCH
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,21 +13,22 @@ from spmoe.state.residency import Pool
 
 @dataclass(frozen=True, slots=True)
 class GlobalPool:
-    """One pool: any expert may use any slot.  Empty at the start.
+    """One pool: any expert may use any slot.  Empty at the start."""
 
-    The last `buffers` slots belong to no pool: prefetched experts wait there until they are used.
-    """
-
-    buffers: int = 0
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def buffers(self) -> int:
+        """Slots, the last ones, that belong to no pool: prefetched experts wait there until they are used."""
+        return 0
 
     def least(self, shape: Shape) -> int:
         """The fewest slots it works with."""
-        return 1 + self.buffers
+        return 1
 
     def pools(self, shape: Shape, slots: int) -> tuple[Pool, ...]:
         """The pools, in order of slots."""
-        return (Pool(0, slots - self.buffers),)
+        return (Pool(0, slots),)
 
     def pool_of(self, shape: Shape) -> tuple[int, ...]:
         """For every expert key the index of its pool."""
@@ -54,6 +55,8 @@ class OneLayer(GlobalPool):
 @dataclass(frozen=True, slots=True)
 class LayerPools(GlobalPool):
     """Every layer has slots of its own; what does not divide evenly goes to the first layers."""
+
+    buffers: int = 0
 
     def least(self, shape: Shape) -> int:
         """A slot for each layer, besides the buffers."""

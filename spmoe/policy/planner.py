@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice, pairwise
+from sys import maxsize
 from typing import NamedTuple
 
 from spmoe.state.commands import Load, Purpose
@@ -81,7 +82,7 @@ class AllAtOnce:
 
     def loads_per_batch(self, pace: Pace) -> int:
         """No limit that matters."""
-        return 1 << 30
+        return maxsize
 
 
 IOPlan = OneByOne | Batched | AllAtOnce
