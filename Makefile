@@ -31,8 +31,9 @@ bench: .venv/demo.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.venv/test.done: pyproject.toml | .venv/created
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+# With PyTorch, for the engine's tests.
+.venv/test.done: pyproject.toml constraints/cpu.txt | .venv/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt --editable '.[test]'
 	@touch $@ .venv/demo.done
 
 clean:

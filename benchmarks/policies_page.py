@@ -54,6 +54,8 @@ def _section(one: Recipe) -> Iterator[str]:
         yield f"- Runtime: {runtime(one)}."
     if one.needs:
         yield f"- Needs: {needs(one)}."
+    if one.fallback:
+        yield f"- Fallback: `{one.fallback}`."
     if not (one.lossless and one.fetch_only):
         yield f"- Results: {standing(one)}."
 

@@ -23,9 +23,9 @@ from typing import Any
 import simpy
 
 from sim.runner import Runner
-from sim.setting import resolve_setting
 from spmoe.files import atomic_write
 from spmoe.policy.registry import recipe
+from spmoe.setting import resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TraceInMemory
 from spmoe.trace.summary import summarise

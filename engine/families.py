@@ -29,13 +29,16 @@ class MoeLayer:
     """One layer with routed experts.
 
     `index` counts these layers only, from 0; `decoder_layer` counts all.  `name` is the dotted name of `experts`.
+    `norm` is what the residual stream after attention goes through on its way to the router; None where the family
+    calls it otherwise than all known ones do.
     """
 
     index: int
     decoder_layer: int
     name: str
-    experts: torch.nn.Module
+    experts: Any  # a module; transformers does not tell the types of its attributes
     router: torch.nn.Module
+    norm: torch.nn.Module | None
 
     def expert_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The stacked parameters by name: those whose first dimension counts the experts."""
@@ -55,6 +58,15 @@ class MoeLayer:
             first, last = last, first
         return Routing(first, weights, last)
 
+    def forecast(self, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the router would say to states [T, hidden] of a residual stream after attention, this layer's or not.
+
+        Returns experts (int64) [T, top_k] by rank, and the gate's probabilities of them (float32) [T, top_k].
+        """
+        assert self.norm is not None
+        logits, _, experts = self.route(self.norm(residual))
+        return experts, logits.float().softmax(-1).gather(1, experts)
+
     def drop_experts(self) -> None:
         """Leaves the experts without parameters of their own: they live in the host store and in slots."""
         for name in self.expert_parameters():
@@ -70,10 +82,18 @@ def find_moe_layers(model: torch.nn.Module) -> tuple[MoeLayer, ...]:
     layers: list[MoeLayer] = []
     for name, module in model.named_modules():
         if is_experts(module):
-            block = model.get_submodule(name.rpartition(".")[0])
+            block = name.rpartition(".")[0]
+            router = _router(model.get_submodule(block), name)
+            norm = attention_norm(model.get_submodule(block.rpartition(".")[0]))
             number = next((int(part) for part in reversed(name.split(".")) if part.isdigit()), len(layers))
-            layers.append(MoeLayer(len(layers), number, name, module, _router(block, name)))
+            layers.append(MoeLayer(len(layers), number, name, module, router, norm))
     return tuple(layers)
+
+
+def attention_norm(decoder_layer: torch.nn.Module) -> torch.nn.Module | None:
+    """The norm behind a decoder layer's attention: its input is the residual stream that the layer's MLP sees."""
+    norm = getattr(decoder_layer, "post_attention_layernorm", None)
+    return norm if isinstance(norm, torch.nn.Module) else None
 
 
 def is_experts(module: torch.nn.Module) -> bool:
@@ -110,13 +130,13 @@ def read_geometry(model: Any, name: str, source: str) -> Geometry:
         expert_params=experts // keys,
         dense_params=sum(each.numel() for each in model.parameters()) - experts,
         hidden=config.hidden_size,
-        kv_bytes_per_token=2 * config.num_hidden_layers * _kv_values(config),
+        kv_bytes_per_token=2 * config.num_hidden_layers * kv_values(config),
         draft=None,
         source=source,
     )
 
 
-def _kv_values(config: Any) -> int:
+def kv_values(config: Any) -> int:
     """Numbers that a layer caches for one token."""
     latent: int | None = getattr(config, "kv_lora_rank", None)
     if latent is not None:  # latent attention caches the compressed vector and the rotary key

@@ -69,7 +69,8 @@ class Link:
             StreamCopier(store, slots) if cuda else MemoryCopier(store, slots, self._closing, bandwidth, latency_ns)
         )
         self._start_ns = time.perf_counter_ns() if start_ns is None else start_ns
-        self._outstanding = 0
+        self.outstanding = 0
+        """Submissions whose completion was not handed out yet."""
         self._head: Flight | None = None
         """Taken from `_copied`, but not landed yet."""
         # These two are all that the threads say to each other; None is the last word.
@@ -86,9 +87,9 @@ class Link:
         Raises RuntimeError when `depth` submissions are outstanding, and when the link is closed or its worker dead.
         """
         self._require_worker()
-        if self._outstanding >= self.depth:
+        if self.outstanding >= self.depth:
             raise RuntimeError(f"batch {submit.batch}: {self.depth} submissions are outstanding already")
-        self._outstanding += 1
+        self.outstanding += 1
         self._submitted.put(Flight(submit, self._slots.last_uses(load.slot for load in submit.loads)))
 
     def completions(self) -> list[Completion]:
@@ -108,7 +109,7 @@ class Link:
 
         Raises TimeoutError, and RuntimeError when nothing is outstanding, the link is closed or its worker dead.
         """
-        if not self._outstanding:
+        if not self.outstanding:
             self._require_worker()
             raise RuntimeError("nothing is on the link to wait for")
         until = None if timeout is None else time.monotonic() + timeout
@@ -163,7 +164,7 @@ class Link:
 
     def _completion(self, flight: Flight) -> Completion:
         self._head = None
-        self._outstanding -= 1
+        self.outstanding -= 1
         return Completion(
             flight.submit.batch, flight.started - self._start_ns, flight.ended - self._start_ns, flight.error
         )

@@ -108,7 +108,7 @@ def read_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
     that are missing, truncated, or hold other experts than the configuration says.
     """
     folder = Path(folder)
-    shell = _shell(folder, dtype)
+    shell = read_shell(folder, dtype)
     geometry = read_geometry(shell, folder.resolve().name, str(folder / "config.json"))
     layers = find_moe_layers(shell)
     checkpoint = read_checkpoint(folder)
@@ -125,7 +125,7 @@ def load_rest(blueprint: Blueprint) -> Any:
     """
     folder = blueprint.checkpoint.folder
     model_class = type(blueprint.shell)
-    with blueprint.checkpoint.slices() as slices, _quiet():
+    with blueprint.checkpoint.slices() as slices, quiet():
         model, report = _hollow(model_class).from_pretrained(
             None,
             config=blueprint.shell.config,
@@ -163,8 +163,11 @@ def load_tokenizer(folder: str | Path) -> Any:
     return _read("tokenizer", AutoTokenizer, Path(folder), trust_remote_code=False)
 
 
-def _shell(folder: Path, dtype: torch.dtype) -> Any:
-    """The whole model on the meta device, from the configuration alone."""
+def read_shell(folder: Path, dtype: torch.dtype) -> Any:
+    """The whole model on the meta device, from the configuration alone.
+
+    Raises InputError for what is not supported: quantised weights, models of other kinds, code of their own.
+    """
     path = folder / "config.json"
     given = read_json(path)
     family = given.get("model_type")
@@ -178,7 +181,7 @@ def _shell(folder: Path, dtype: torch.dtype) -> Any:
     config = _read("config.json", AutoConfig, folder, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{path}: model type {family!r} is no causal language model")
-    with _refusing(f"{path}: no model can be built from it"), torch.device("meta"):
+    with refusing(f"{path}: no model can be built from it"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
@@ -196,15 +199,15 @@ def _hollow(model_class: Any) -> Any:
 
 def _read(what: str, reader: Any, folder: Path, **options: Any) -> Any:
     """`reader.from_pretrained(folder)`, nothing but local files; InputError for whatever it has against them."""
-    with _refusing(f"{folder}: {what} cannot be loaded"):
+    with refusing(f"{folder}: {what} cannot be loaded"):
         return reader.from_pretrained(folder, local_files_only=True, **options)
 
 
 @contextmanager
-def _refusing(problem: str) -> Iterator[None]:
+def refusing(problem: str) -> Iterator[None]:
     """Says in one line what transformers has against its input: it checks in many ways, with an exception for each."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
@@ -212,7 +215,7 @@ def _refusing(problem: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and warnings of transformers: what matters is raised."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -66,7 +66,7 @@ class HostStore:
             )
 
     def _checksum(self, key: int) -> int:
-        return zlib.crc32(self.blob(key).numpy())
+        return zlib.crc32(self.blob(key).numpy().data)
 
 
 def require_memory(needed: int, available: int | None, what: str) -> None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
 from typing import Any
 
 from sim.cutoff import study_cutoff
@@ -27,13 +23,13 @@ from sim.report import (
     show_summary,
     show_sweep,
 )
-from sim.setting import resolve_setting
 from sim.sweep import count_done, run_sweep
 from sim.table import check_format
-from spmoe.errors import InputError
-from spmoe.files import atomic_write, check_distinct
+from spmoe.cli import Commands, json_output, named_file, run_command, start
+from spmoe.files import check_distinct
 from spmoe.machine.geometry import draft_model, geometry
 from spmoe.policy.registry import recipe, select
+from spmoe.setting import resolve_setting
 from spmoe.trace.draws import Rates
 from spmoe.trace.importers import import_trace
 from spmoe.trace.reader import TraceFile
@@ -46,31 +42,8 @@ WORTH_SPREADING = 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, or 2 where the input is bad."""
-    try:
-        options = parser().parse_args(argv)
-        COMMANDS[options.command](options)
-        sys.stdout.flush()
-    except InputError as error:
-        return _fail(str(error))
-    except BrokenPipeError:
-        # Whoever read our output has enough; a flush at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (OSError, UnicodeEncodeError) as error:
-        return _fail(f"standard output cannot be written: {error}")
-    except KeyboardInterrupt as stop:
-        print(f"interrupted: {stop}" if stop.args else "interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _fail(message: str) -> int:
-    with suppress(OSError, ValueError):  # Standard error may be what is broken.
-        print(
-            f"error: {message}".encode(errors="backslashreplace").decode("ascii", "backslashreplace"), file=sys.stderr
-        )
-    return 2
+    """Run a command; returns the exit status: 0, 2 where the input is bad, 130 when interrupted."""
+    return run_command(parser(), COMMANDS, argv)
 
 
 def run_policies(options: argparse.Namespace) -> None:
@@ -82,7 +55,7 @@ def run_policies(options: argparse.Namespace) -> None:
 def run_replay(options: argparse.Namespace) -> None:
     """Replay a trace, print the table, write what was asked for."""
     jobs = check_jobs(options.jobs)
-    check_distinct(trace=options.trace, log=options.log, timeline=options.timeline, json=_file(options.json))
+    check_distinct(trace=options.trace, log=options.log, timeline=options.timeline, json=named_file(options.json))
     header = TraceFile(options.trace).header
     runs = len({*select(options.policy), recipe(BASELINE)})
     if options.jobs is None and runs * header.tokens < WORTH_SPREADING:
@@ -111,7 +84,7 @@ def run_replay(options: argparse.Namespace) -> None:
 
 def run_cutoff(options: argparse.Namespace) -> None:
     """Explain the analytical cutoff and find the empirical one."""
-    check_distinct(trace=options.trace, json=_file(options.json))
+    check_distinct(trace=options.trace, json=named_file(options.json))
     trace = TraceFile(options.trace)
     with json_output(options.json) as write_json:
         with progress_bar((trace.header.model.layers + 1) * trace.header.tokens, "tokens") as progress:
@@ -182,29 +155,11 @@ def run_import(options: argparse.Namespace) -> None:
     print(f"{options.out}: {header.tokens:,} tokens of {model.name}; {header.source.how}")
 
 
-@contextmanager
-def json_output(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], object]]:
-    """A function that writes a document: to a file, whole or not at all, to standard output ("-"), or nowhere (None).
-
-    The file is opened at once, so that one that cannot be written is refused before any work.
-    """
-    if path is None:
-        yield lambda document: None
-        return
-    with nullcontext(sys.stdout) if path == "-" else atomic_write(path) as stream:
-        yield lambda document: stream.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
-def _file(path: str | None) -> str | None:
-    """The path, unless it stands for standard output."""
-    return None if path == "-" else path
-
-
 def _setting(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("hardware", "bits", "vram", "cache", "slots", "gamma")}
 
 
-COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+COMMANDS: Commands = {
     "policies": run_policies,
     "replay": run_replay,
     "cutoff": run_cutoff,
@@ -216,14 +171,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def _stop(number: int, frame: object) -> None:
-    sys.exit(128 + number)
-
-
 if __name__ == "__main__":
-    for ending in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
-        signal.signal(ending, _stop)  # As an exception, so that files half written are removed.
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # Closed by whoever started us.
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    sys.exit(main())
+    start(main)

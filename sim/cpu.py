@@ -9,6 +9,7 @@ import simpy
 from simpy.events import URGENT
 
 from spmoe.machine.cost import CostModel
+from spmoe.occupancy import CpuSchedule
 
 RESULTS: Final = URGENT
 """At equal times results of the CPU are known after what arrived over the link, and before what the GPU computed."""
@@ -29,25 +30,16 @@ class Result(simpy.Event):
 
 
 class Cpu:
-    """Computes one expert after the other with all cores, in the order asked for.
-
-    Hidden states go there and come back in copies that are too small for more than their latency to count; both count
-    before the first expert.
-    """
+    """Computes experts at the times of a `CpuSchedule`."""
 
     def __init__(self, env: simpy.Environment, cost: CostModel, computed: Callable[[Any], None]) -> None:
         """`computed` is called with a `Result` whenever one is there."""
         self._env = env
-        self._cost = cost
-        self._handover_ns = 2 * cost.hardware.link.latency_ns
+        self._schedule = CpuSchedule(cost)
         self._computed = computed
-        self._free_at = 0
 
     def compute(self, layer: int, experts: tuple[int, ...], tokens: tuple[int, ...], now: int) -> None:
         """Compute these experts for so many tokens each, handed over at `now`."""
-        started = max(now + self._handover_ns, self._free_at)
-        for expert, count in zip(experts, tokens, strict=True):
-            ended = started + self._cost.host_expert_ns(count)
+        times = self._schedule.compute(tokens, now)
+        for expert, (started, ended) in zip(experts, times, strict=True):
             Result(self._env, layer, expert, started, ended).callbacks.append(self._computed)
-            started = ended
-        self._free_at = started

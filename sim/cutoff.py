@@ -7,12 +7,13 @@ from typing import Any
 
 from sim.replay import describe_trace
 from sim.runner import Progress, Runner, best
-from sim.setting import Setting, resolve_setting
 from spmoe.errors import InputError
 from spmoe.policy.cutoff import Cutoff
+from spmoe.policy.horizon import CutoffLayer
 from spmoe.policy.recipe import Recipe
-from spmoe.policy.registry import recipe
+from spmoe.policy.registry import RECIPES, recipe
 from spmoe.results.metrics import Metrics
+from spmoe.setting import Setting, resolve_setting
 from spmoe.trace.schema import Trace
 from spmoe.trace.summary import summarise
 
@@ -91,5 +92,6 @@ def study_cutoff(
     runner = Runner(trace, setting, progress)
     reason = runner.configure(chosen)[1]
     if reason is None:
-        raise InputError(f"policy {policy}: has no cutoff layer; expected one of spmoe.*")
+        others = ", ".join(name for name, one in RECIPES.items() if isinstance(one.horizon, CutoffLayer))
+        raise InputError(f"policy {policy}: has no cutoff layer; expected one of {others}")
     return CutoffStudy(describe_trace(trace, summary), setting, chosen, reason, tuple(runner.sweep_cutoff(chosen)))

@@ -105,8 +105,8 @@ class Driver:
                 touched = request.prefill.touched if self._feeds_prefill else ()
                 yield from prefill(self._dispatch, self.now, request.prefill.prompt_tokens, config.layers, touched)
             while lines := request.lines(config.gamma + 1):
-                this = self._pass = StepPass(self._cost, lines, request.position, self._told)
-                yield from step(self._dispatch, self.now, len(lines) - 1, config.layers)
+                this = self._pass = StepPass(self._cost, lines, config.gamma, request.position, self._told)
+                yield from step(self._dispatch, self.now, this.limit, config.layers)
                 request.advance(this.tokens)
                 if self._progress:
                     self._progress(this.tokens)
@@ -178,14 +178,14 @@ class Driver:
         return None
 
     def _batch_arrived(self, arrival: Arrival) -> None:
-        self._dispatch(BatchArrived(arrival.ended, arrival.batch.batch, arrival.started))
+        self._dispatch(BatchArrived(arrival.ended, arrival.batch.batch, arrival.started, arrival.ended))
         for key, _, _ in arrival.batch.loads:
             if key not in self._on_host:
                 self._landed.append(key)
         self._go_on(arrival.ended)
 
     def _host_computed(self, result: Result) -> None:
-        self._dispatch(HostComputed(result.ended, result.layer, result.expert, result.started))
+        self._dispatch(HostComputed(result.ended, result.layer, result.expert, result.started, result.ended))
         self._results.append(result.expert)
         self._go_on(result.ended)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import spmoe
-from sim.setting import Setting, resolve_setting
 from sim.table import Row, Value, flat
 from spmoe.errors import InputError
 from spmoe.files import reason
@@ -20,6 +19,7 @@ from spmoe.machine.bits import parse_bits
 from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.policy.horizon import CutoffLayer
 from spmoe.policy.registry import RECIPES, select
+from spmoe.setting import Setting, resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import Header
 from spmoe.trace.summary import summarise

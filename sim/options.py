@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Literal, NoReturn
+from typing import Literal
 
 from sim.chart import X_AXES
-from spmoe.errors import InputError
+from spmoe.cli import OneLineParser, file
 from spmoe.machine.geometry import geometry_names
 from spmoe.machine.hardware import hardware_names
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.importers import IMPORT_FORMATS
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Wrong usage is an `InputError`, told in one line as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        """Never prints the usage, which would bury what is wrong."""
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "--cutoff",
         type=cutoff,
         metavar="N|best",
-        help="leading layers that spmoe.* prefetches for (default: analytical)",
+        help="leading layers that policies with a cutoff layer prefetch for (default: analytical)",
     )
     _add_lossy(replay)
     replay.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
@@ -83,7 +75,7 @@ def _add_setting(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--hardware", default="rtx-4090", metavar="NAME|FILE", help=f"{', '.join(hardware_names())}, or a profile"
     )
-    command.add_argument("--bits", default="4.25", metavar="BITS", help="16, 8 or 4.25 (default) per weight")
+    command.add_argument("--bits", default="4.25", metavar="BITS", help="64, 32, 16, 8 or 4.25 (default) per weight")
     room = command.add_mutually_exclusive_group()
     room.add_argument("--vram", metavar="SIZE", help="GPU memory, such as 18GiB (default: the machine's)")
     room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts that has slots")
@@ -103,7 +95,7 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help=f"{', '.join(hardware_names())}, or a profile",
     )
-    command.add_argument("--bits", nargs="+", default=["4.25"], metavar="BITS", help="16, 8 or 4.25 (default)")
+    command.add_argument("--bits", nargs="+", default=["4.25"], metavar="BITS", help="64, 32, 16, 8 or 4.25 (default)")
     room = command.add_mutually_exclusive_group()
     room.add_argument("--vram", nargs="+", metavar="SIZE", help="GPU memory, such as 18GiB (default: the machine's)")
     room.add_argument("--cache", nargs="+", type=float, metavar="FRACTION", help="shares of all experts with slots")
@@ -116,7 +108,7 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
         nargs="+",
         type=cutoffs,
         metavar="N|best|all",
-        help="leading layers that spmoe.* prefetches for; all: every number of layers (default: analytical)",
+        help="leading layers that policies with a cutoff layer prefetch for; all: every number (default: analytical)",
     )
     _add_lossy(command)
     command.add_argument(
@@ -138,13 +130,6 @@ def _add_plot(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", type=file, metavar="FILE", help=".png or .svg (default: RESULTS-X.png beside the results)"
     )
-
-
-def file(text: str) -> str:
-    """A path; ArgumentTypeError for "-", which would become a file of that name."""
-    if text == "-":
-        raise argparse.ArgumentTypeError("expected a file, got -")
-    return text
 
 
 def cutoff(text: str) -> int | Literal["best"]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from spmoe.machine.cost import CostModel
-from spmoe.policy.gating import SensitivityGate
+from spmoe.policy.gating import SensitivityGate, thinned
 from spmoe.state.events import Forecast
 from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Routed
-from spmoe.trace.schema import ONE, PrefillLine, RejectedLine, TokenLine
+from spmoe.trace.gates import even_gate, gate_of
+from spmoe.trace.schema import PrefillLine, TokenLine
 from spmoe.trace.windows import Routing, window
 
 NO_FORECAST: Forecast = ()
@@ -53,8 +54,7 @@ class Pass:
 
     def outcome(self, effect: Effect) -> tuple[int, Any]:
         """Duration (ns) and value of any effect but computing experts."""
-        assert type(effect) is Attention
-        return self._layer_ns, self._route(effect.layer)
+        return (self._layer_ns, self._route(effect.layer)) if type(effect) is Attention else (0, 0)
 
     def _route(self, layer: int) -> Routed:
         routing = self._routing[layer]
@@ -66,32 +66,43 @@ class Pass:
 class PromptPass(Pass):
     """Reading a prompt.
 
-    Its line tells which experts are touched but not by how many tokens: these are spread evenly.
+    Its line tells which experts are touched; where it does not say by how many tokens, these are spread evenly.
     """
 
     def __init__(self, cost: CostModel, line: PrefillLine, told: Told = NOTHING) -> None:
         super().__init__(cost, told)
         self._layer_ns = cost.layer_ns(line.prompt_tokens, line.prompt_tokens)
-        routed = line.prompt_tokens * cost.geometry.top_k
-        self._routing = [Routing(cell, (-(-routed // len(cell)),) * len(cell) if cell else ()) for cell in line.touched]
+        if line.counts is None:
+            routed = line.prompt_tokens * cost.geometry.top_k
+            counts = tuple((-(-routed // len(cell)),) * len(cell) if cell else () for cell in line.touched)
+        else:
+            counts = line.counts
+        self._routing = list(map(Routing, line.touched, counts))
 
     def _route(self, layer: int) -> Routed:
         routed = super()._route(layer)
         if self._told.gates and routed.experts:
             # No line tells them of a prompt: every expert touched counts alike.
-            return routed._replace(gates=(tuple((e, ONE // len(routed.experts)) for e in routed.experts),))
+            return routed._replace(gates=(even_gate(routed.experts),))
         return routed
 
 
 class StepPass(Pass):
     """One round over the token lines at hand: drafting, then verifying as many as were drafted."""
 
-    def __init__(self, cost: CostModel, lines: Sequence[TokenLine], position: int, told: Told = NOTHING) -> None:
-        """`lines` are those from the pending token on."""
+    def __init__(
+        self, cost: CostModel, lines: Sequence[TokenLine], gamma: int, position: int, told: Told = NOTHING
+    ) -> None:
+        """`lines` are up to gamma + 1 from the pending token on, fewer where the request ends with them."""
         super().__init__(cost, told)
         self._position = position
-        self._whole = window(lines, len(lines) - 1)
+        self._whole = window(lines, gamma)
         self._drafted = 0
+
+    @property
+    def limit(self) -> int:
+        """The most tokens that may be drafted."""
+        return len(self._whole.inputs) - 1
 
     @property
     def tokens(self) -> int:
@@ -141,27 +152,3 @@ class StepPass(Pass):
     def _forecasts(self, name: str, token: int) -> tuple[Forecast, ...]:
         forecasts = self._whole.inputs[token].forecasts.get(name)
         return forecasts if forecasts is not None else (NO_FORECAST,) * self._cost.geometry.layers
-
-
-def gate_of(line: TokenLine | RejectedLine, layer: int) -> Forecast:
-    """The gate's probabilities of one token by rank: all of them where the trace has them, else its experts' weights.
-
-    Where it has no weights either, its experts count alike.
-    """
-    cell = line.routed[layer]
-    if isinstance(line, TokenLine):
-        if line.gate_probs is not None and line.gate_probs[layer]:
-            return tuple(sorted(enumerate(line.gate_probs[layer]), key=lambda pair: (-pair[1], pair[0])))
-        if line.weights is not None and line.weights[layer]:
-            return tuple(zip(cell, line.weights[layer], strict=True))
-    return tuple((expert, ONE // len(cell)) for expert in cell)
-
-
-def thinned(line: TokenLine | RejectedLine, gate: SensitivityGate) -> TokenLine | RejectedLine:
-    """The token with the experts that the gate keeps."""
-    layers = len(line.routed)
-    kept = []
-    for layer, cell in enumerate(line.routed):
-        weights = dict(gate_of(line, layer))
-        kept.append(cell[: gate.keeps(layer, layers, tuple(weights[expert] for expert in cell))])
-    return line._replace(routed=tuple(kept))

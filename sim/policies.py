@@ -77,4 +77,6 @@ def details(one: Recipe) -> Iterator[tuple[str, str]]:
     yield from parts(one).items()
     yield "runtime", runtime(one)
     yield "needs", needs(one)
+    if one.fallback:
+        yield "fallback", one.fallback
     yield "results", standing(one)

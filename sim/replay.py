@@ -11,7 +11,6 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 from sim.driver import Observer
 from sim.pool import check_jobs, spread
 from sim.runner import Progress, Runner
-from sim.setting import Setting, resolve_setting
 from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, check_distinct
@@ -19,13 +18,14 @@ from spmoe.log import LogWriter
 from spmoe.machine.hardware import Hardware
 from spmoe.policy.horizon import CutoffLayer
 from spmoe.policy.recipe import Recipe
-from spmoe.policy.registry import recipe, select
+from spmoe.policy.registry import fallback, recipe, select
 from spmoe.results.bound import Bound
 from spmoe.results.metrics import Metrics
 from spmoe.results.result import SCHEMA, Result
 from spmoe.results.timeline import TimelineWriter
+from spmoe.setting import Setting, resolve_setting
 from spmoe.trace.reader import TraceFile
-from spmoe.trace.schema import Trace
+from spmoe.trace.schema import FORECAST_NAMES, Trace
 from spmoe.trace.summary import TraceSummary, summarise
 
 if TYPE_CHECKING:
@@ -289,9 +289,11 @@ def _sort_out(
 def _obstacle(candidate: Recipe, trace: Trace, summary: TraceSummary, setting: Setting, lossy: bool) -> str | None:
     if not (candidate.lossless or lossy):
         return "changes the model's output; --lossy (lossy=True) allows it"
-    for name in sorted(candidate.needs & {"draft", "next_gate"}):
-        if name not in trace.header.forecasts:
-            return f"needs {name} forecasts, which the trace does not have"
+    lacking = set(FORECAST_NAMES).difference(trace.header.forecasts)
+    for name in sorted(candidate.needs & lacking):
+        instead = fallback(candidate, lacking)
+        hint = f"; {instead.name} does without" if instead else ""
+        return f"needs {name} forecasts, which the trace does not have{hint}"
     if "popularity" in candidate.needs and summary.requests < 2:
         return "learns from other requests, and the trace has only one"
     if "cpu" in candidate.needs and setting.hardware.cpu is None:

@@ -18,13 +18,13 @@ from sim.cutoff import CutoffStudy
 from sim.policies import details
 from sim.replay import Replay
 from sim.runner import Progress as Told
-from sim.setting import Setting
 from sim.sweep import Sweep
 from spmoe.config import even_window
 from spmoe.machine.units import format_ms
 from spmoe.policy.recipe import Recipe
 from spmoe.results.bound import Bound
 from spmoe.results.result import Result
+from spmoe.setting import Setting
 from spmoe.trace.schema import Header
 from spmoe.trace.summary import TraceSummary
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from sim.driver import Driver, Observer, Popularity
-from sim.popularity import Uses, count_uses, most_needed
-from sim.setting import Setting
 from spmoe.config import SchedulerConfig, configure
 from spmoe.policy.clairvoyant import Future
 from spmoe.policy.cutoff import Cutoff
@@ -15,6 +13,8 @@ from spmoe.policy.recipe import Recipe
 from spmoe.results.bound import Bound, bound
 from spmoe.results.metrics import Metrics, MetricsFold
 from spmoe.scheduler import Scheduler
+from spmoe.setting import Setting
+from spmoe.trace.popularity import Uses, count_uses, most_needed
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import FORECAST_NAMES, Trace
 from spmoe.trace.windows import Request, requests
@@ -59,7 +59,7 @@ class Runner:
             return self._uses.popular
         if "hindsight" in recipe.needs:
             gamma = recipe.speculation.gamma(config.gamma)
-            ranking = most_needed(self._requests, gamma, config.layers, config.experts)
+            ranking = most_needed(self._requests(), gamma, config.layers, config.experts)
             return lambda request: ranking
         return None
 

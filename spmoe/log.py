@@ -7,7 +7,7 @@ off and is refused.  Expert keys are written as pairs [layer, expert].
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -79,10 +79,10 @@ class Verified(NamedTuple):
     lines: int
 
 
-def verify_log(path: str | Path, future: Future | None = None) -> Verified:
+def verify_log(path: str | Path, future: Callable[[SchedulerConfig], Future] | None = None) -> Verified:
     """Feed the events of a log to a fresh scheduler and compare its commands with those logged, byte for byte.
 
-    `future` is for recipes that need it, for a log does not hold it.  Raises InputError, naming file and line,
+    `future` tells it to recipes that need it, for a log does not hold it.  Raises InputError, naming file and line,
     where the log is damaged or cut off, or where the commands differ.
     """
     count = events = 0
@@ -90,7 +90,8 @@ def verify_log(path: str | Path, future: Future | None = None) -> Verified:
         numbered = enumerate(stream, start=1)
         number, first = next(numbered, (1, ""))
         with _at(path, number):
-            scheduler = Scheduler(_read_config(first), future)
+            config = _read_config(first)
+            scheduler = Scheduler(config, None if future is None else future(config))
         expected: Iterator[str] = iter(())
         for number, line in numbered:
             with _at(path, number):

@@ -313,7 +313,7 @@ class Scheduler:
             self._phase is Phase.LAYER
             and event.layer == self._next_layer - 1
             and event.expert in self._on_host
-            and event.started <= event.time
+            and event.started <= event.ended <= event.time
         ):
             self._refuse(event)
         self._on_host.remove(event.expert)
@@ -378,7 +378,7 @@ class Scheduler:
         return submits
 
     def _batch_arrived(self, event: BatchArrived) -> None:
-        if not (event.batch in self.queue.submitted and event.started <= event.time):
+        if not (event.batch in self.queue.submitted and event.started <= event.ended <= event.time):
             self._refuse(event)
         for key, _, _ in self.queue.submitted.pop(event.batch).loads:
             self.residency.arrive(key)

@@ -95,7 +95,10 @@ class ComputeLanded(NamedTuple):
 
 
 class Accept(NamedTuple):
-    """Compare the drafted tokens with the target's.  Outcome: how many leading ones stand."""
+    """Choose the target's next token, and compare those drafted with its own.
+
+    Outcome: how many leading ones stand; none behind a prompt.
+    """
 
 
 Effect = DraftLayers | DraftToken | Attention | Compute | HostCompute | ComputeLanded | Accept
@@ -133,6 +136,7 @@ def prefill(
     """Read a prompt of `tokens` tokens; `touched` only for recipes that know the future (see `PrefillBegun`)."""
     dispatch(PrefillBegun(time, tokens, touched))
     time = yield from _layers(dispatch, time, layers)
+    _, time, _ = yield Accept()
     dispatch(PrefillEnded(time))
     return time
 

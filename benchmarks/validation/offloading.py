@@ -12,9 +12,9 @@ from typing import Any
 from benchmarks.validation.inputs import CONFIG, machine, published_speeds, real_trace
 from benchmarks.validation.markdown import table, verdict
 from sim.runner import Runner
-from sim.setting import resolve_setting
 from spmoe.machine.cost import CostModel
 from spmoe.policy.registry import recipe
+from spmoe.setting import resolve_setting
 from spmoe.trace.summary import summarise
 
 SETTINGS = CONFIG["offloading"]

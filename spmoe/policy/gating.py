@@ -12,6 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from spmoe.trace.gates import gate_of
+from spmoe.trace.schema import RejectedLine, TokenLine
+
 
 @dataclass(frozen=True, slots=True)
 class SensitivityGate:
@@ -43,6 +46,16 @@ class SensitivityGate:
             return len(weights)
         drops = weights[-1] * 65536 < self.threshold(layer, layers) * sum(weights)
         return len(weights) - drops
+
+
+def thinned(line: TokenLine | RejectedLine, gate: SensitivityGate) -> TokenLine | RejectedLine:
+    """The token with the experts that the gate keeps."""
+    layers = len(line.routed)
+    kept = []
+    for layer, cell in enumerate(line.routed):
+        weights = dict(gate_of(line, layer))
+        kept.append(cell[: gate.keeps(layer, layers, tuple(weights[expert] for expert in cell))])
+    return line._replace(routed=tuple(kept))
 
 
 @cache

@@ -17,11 +17,12 @@ from spmoe.policy.lfu import Lfu
 from spmoe.policy.misses import Fetch, MissAction
 from spmoe.policy.placement import GlobalPool, Placement
 from spmoe.policy.planner import IOPlan, OneByOne
+from spmoe.policy.popular import Popular
 from spmoe.policy.prefetch import DraftGate, NextGate, NoPredictor
 from spmoe.policy.runtime import NATIVE, Runtime
 from spmoe.policy.speculation import FixedGamma, Speculation
 
-Predictor = NoPredictor | DraftGate | NextGate | ActivationMatrix | ExpertMap | UtilityCounters | Clairvoyant
+Predictor = NoPredictor | DraftGate | NextGate | Popular | ActivationMatrix | ExpertMap | UtilityCounters | Clairvoyant
 Eviction = Lru | Lfu | LeastStale | ActivationAware | MapAware | Levels | Farthest
 
 
@@ -31,7 +32,8 @@ class Recipe:
 
     `summary` says it in a line, `source` names the paper or program, and `differs` says what differs from it and what
     had to be assumed.  `runtime` is how the original uses the machine (simulator only).  `gate` changes which experts
-    compute, and with it the output.
+    compute, and with it the output.  `fallback` names the row to take where the forecasts that this one needs are not
+    to be had; empty where no row comes near.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Recipe:
     speculation: Speculation = FixedGamma()
     runtime: Runtime = NATIVE
     gate: SensitivityGate | None = None
+    fallback: str = ""
 
     def __post_init__(self) -> None:
         if self.placement.buffers and not isinstance(self.io, OneByOne):

@@ -7,7 +7,8 @@ results.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
@@ -18,6 +19,7 @@ from spmoe.policy.horizon import CutoffLayer, NextLayer, Unlimited
 from spmoe.policy.peers import FRAMEWORKS, MIXTRAL_OFFLOADING, PEERS
 from spmoe.policy.placement import HindsightSet, LayerPools, PopularSet
 from spmoe.policy.planner import Batched
+from spmoe.policy.popular import Popular
 from spmoe.policy.prefetch import DraftGate, NextGate
 from spmoe.policy.recipe import Recipe
 
@@ -27,15 +29,40 @@ SP_MOE_DIFFERS = (
     "the length of drafts is the configured one, and (decisive; see docs/validation.md) one LRU cache for all layers"
 )
 
+FORECASTS = ("next_gate", "draft")
+"""The forecasts that a recipe may need.  A driver that has one of them has those before it too, or could have."""
+
 
 def registry(recipes: Iterable[Recipe]) -> Mapping[str, Recipe]:
-    """Recipes by name, in the order given.  Raises ValueError where two share a name."""
+    """Recipes by name, in the order given.
+
+    Raises ValueError where two share a name, and where a fallback is missing, needs no less, or changes the output.
+    """
     named: dict[str, Recipe] = {}
     for recipe in recipes:
         if recipe.name in named:
             raise ValueError(f"two recipes are called {recipe.name}")
         named[recipe.name] = recipe
+    for recipe in named.values():
+        if recipe.fallback:
+            _check_fallback(recipe, named)
     return MappingProxyType(named)
+
+
+def _check_fallback(one: Recipe, named: Mapping[str, Recipe]) -> None:
+    other = named.get(one.fallback)
+    if other is None:
+        raise ValueError(f"{one.name} falls back to {one.fallback}, and no recipe is called that")
+    # Each step down asks for easier forecasts, so no chain of fallbacks comes back to where it was.
+    if _hardest(other) >= _hardest(one) or other.needs.difference(one.needs, FORECASTS):
+        raise ValueError(f"{one.name} falls back to {other.name}, which must need less")
+    if one.lossless and not other.lossless:
+        raise ValueError(f"{one.name} falls back to {other.name}, which changes the output")
+
+
+def _hardest(one: Recipe) -> int:
+    """How hard the forecasts are to come by that a recipe needs; 0 where it needs none."""
+    return max((FORECASTS.index(name) + 1 for name in one.needs.intersection(FORECASTS)), default=0)
 
 
 BASELINES = (
@@ -73,7 +100,30 @@ BASELINES = (
         differs="k experts for each token of the window, straight into the cache",
         predictor=NextGate(),
         horizon=NextLayer(),
+        fallback="spmoe.popular",
     ),
+)
+
+SP_MOE_NEXT_GATE = Recipe(
+    name="spmoe.next-gate",
+    summary="as spmoe.paper, with forecasts from the next layer's gate; one LRU cache",
+    source=SP_MOE,
+    differs="ours, for drafts whose layers do not match the target's, so that they forecast nothing: the target's "
+    "gates forecast one layer ahead, k experts for each token of the window; for the rest as spmoe.paper",
+    predictor=NextGate(),
+    horizon=NextLayer(),
+    io=Batched(),
+    fallback="spmoe.popular",
+)
+SP_MOE_POPULAR = Recipe(
+    name="spmoe.popular",
+    summary="as spmoe.paper, with the most used experts of the next layer as forecasts; one LRU cache",
+    source=SP_MOE,
+    differs="ours, for runs without any forecasts: prefetched are the k experts of the next layer that had most tokens "
+    "so far; for the rest as spmoe.paper",
+    predictor=Popular(),
+    horizon=NextLayer(),
+    io=Batched(),
 )
 
 SP_MOE_ROWS = (
@@ -85,7 +135,10 @@ SP_MOE_ROWS = (
         predictor=DraftGate(top_n=1),
         horizon=CutoffLayer(),
         io=Batched(),
+        fallback="spmoe.next-gate",
     ),
+    SP_MOE_NEXT_GATE,
+    SP_MOE_POPULAR,
     Recipe(
         name="spmoe.per-layer",
         summary="as spmoe.paper, with an LRU cache per layer",
@@ -95,6 +148,22 @@ SP_MOE_ROWS = (
         predictor=DraftGate(top_n=1),
         horizon=CutoffLayer(),
         io=Batched(),
+        fallback="spmoe.per-layer.next-gate",
+    ),
+    replace(
+        SP_MOE_NEXT_GATE,
+        name="spmoe.per-layer.next-gate",
+        summary="as spmoe.per-layer, with forecasts from the next layer's gate",
+        differs="as spmoe.next-gate, with the cache of spmoe.per-layer",
+        placement=LayerPools(),
+        fallback="spmoe.per-layer.popular",
+    ),
+    replace(
+        SP_MOE_POPULAR,
+        name="spmoe.per-layer.popular",
+        summary="as spmoe.per-layer, with the most used experts of the next layer as forecasts",
+        differs="as spmoe.popular, with the cache of spmoe.per-layer",
+        placement=LayerPools(),
     ),
 )
 
@@ -140,3 +209,13 @@ def recipe(name: str) -> Recipe:
         return RECIPES[name]
     except KeyError:
         raise InputError(f"unknown policy {name!r}; there are {', '.join(RECIPES)}") from None
+
+
+def fallback(one: Recipe, lacking: Set[str]) -> Recipe | None:
+    """The row to take where the forecasts `lacking` ("draft", "next_gate") are not to be had: the first of its
+    fallbacks that needs none of them; None where there is none."""
+    while one.fallback:
+        one = RECIPES[one.fallback]
+        if not one.needs & lacking:
+            return one
+    return None

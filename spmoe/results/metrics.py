@@ -142,9 +142,9 @@ class MetricsFold:
         self._in_prefill = False
         self._mark = self._request_at = self._drafted_at = 0
         self._moved: list[Span] = []
-        """Transfers that ended since the last step did."""
+        """Transfers told of since the last step ended."""
         self._decoded: list[Span] = []
-        """Decode time that the transfer under way may have begun in."""
+        """Decode time of steps that are over, in which transfers not told of yet may have been under way."""
         self._hosted: list[Span] = []
         """When the CPU computed for the open layer."""
         self._watched: dict[type[Event], Callable[..., None]] = {
@@ -269,19 +269,20 @@ class MetricsFold:
         self._hosted.clear()
 
     def _host_computed(self, event: HostComputed, commands: tuple[Command, ...]) -> None:
-        self._hosted.append((event.started, event.time))
+        self._hosted.append((event.started, event.ended))
         if not self._in_prefill:
             self._host += 1
-            self._host_ns += event.time - event.started
+            self._host_ns += event.ended - event.started
 
     def _batch_arrived(self, event: BatchArrived, commands: tuple[Command, ...]) -> None:
         for key, _, _ in self._batches.pop(event.batch).loads:
             self._resident.add(key)
         # A transfer may begin or end in a prompt, or end after the last step: only its share of decode time counts.
-        moved = (event.started, event.time)
+        moved = (event.started, event.ended)
         if self._decoded:
             self._link_ns += _overlap(moved, self._decoded)
-            self._decoded.clear()  # The next transfer begins when this one ends, or later.
+            # The next transfer begins when this one ended, or later; told late, it too may lie in steps that are over.
+            self._decoded = [span for span in self._decoded if span[1] > event.ended]
         self._moved.append(moved)
 
     def _submitted(self, submit: Submit) -> None:

@@ -77,11 +77,11 @@ class RunTimeline:
                 self._busy_from = end
             self._compute(event.layer, now)
         elif isinstance(event, HostComputed):
-            self._span("CPU", f"expert {event.layer}.{event.expert}", event.started, now, {})
+            self._span("CPU", f"expert {event.layer}.{event.expert}", event.started, event.ended, {})
         elif isinstance(event, BatchArrived):
             batch = self._batches.pop(event.batch)
             keys = [divmod(load.key, self._experts) for load in batch.loads]
-            self._span("link", batch.purpose.value, event.started, now, {"batch": event.batch, "experts": keys})
+            self._span("link", batch.purpose.value, event.started, event.ended, {"batch": event.batch, "experts": keys})
         for command in commands:
             if isinstance(command, Submit):
                 self._batches[command.batch] = command

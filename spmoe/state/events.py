@@ -75,10 +75,10 @@ class TokenDrafted(NamedTuple):
 class LayerReached(NamedTuple):
     """The router of MoE layer `layer` has spoken for all tokens of the window (or of the prompt).
 
-    `experts` are the distinct experts in routing order (token by token, rank by rank); `tokens` says how many tokens
-    go to each of them.  `gates` holds, per token, the gate's probabilities by rank (of its chosen experts only, where
-    no more is known), for recipes that learn from them; else it is empty.  For a prompt it may hold one entry that
-    stands for all tokens.
+    `experts` are the distinct experts in routing order (token by token, rank by rank), those of a prompt by ascending
+    id; `tokens` says how many tokens go to each of them.  `gates` holds, per token, the gate's probabilities by rank
+    (of its chosen experts only, where no more is known), for recipes that learn from them; else it is empty.  For a
+    prompt it may hold one entry that stands for all tokens.
     """
 
     time: int
@@ -105,12 +105,14 @@ class Computed(NamedTuple):
 
 
 class HostComputed(NamedTuple):
-    """The CPU has computed an expert of the layer: it worked on it from `started` to `time`."""
+    """The CPU has computed an expert of the layer: it worked on it from `started` to `ended`, and the driver learned of
+    it at `time`."""
 
     time: int
     layer: int
     expert: int
     started: int
+    ended: int
 
 
 class LayerDone(NamedTuple):
@@ -125,11 +127,15 @@ class LayerDone(NamedTuple):
 
 
 class BatchArrived(NamedTuple):
-    """All loads of a batch are in their slots; the link worked on it from `started` to `time`."""
+    """All loads of a batch are in their slots; the link worked on it from `started` to `ended`.
+
+    The driver learned of it at `time`: at `ended` in a simulation, later where it has to ask.
+    """
 
     time: int
     batch: int
     started: int
+    ended: int
 
 
 class BatchFailed(NamedTuple):

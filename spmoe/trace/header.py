@@ -10,6 +10,7 @@ from spmoe.errors import InputError
 from spmoe.trace.schema import FORMAT, VERSION, DraftShape, ForecastOrigin, Header, ModelShape, Source
 
 _TOP = ("format", "version", "tokens", "model", "draft", "source", "forecasts", "empty_cells")
+_TOP_OPTIONAL = ("context",)
 _MODEL = ("name", "layers", "experts", "top_k", "expert_params", "dense_params", "kv_bytes_per_token")
 _DRAFT = ("name", "params", "active_params", "kv_bytes_per_token")
 _SOURCE = ("kind", "what", "when", "how")
@@ -40,7 +41,7 @@ def parse_header(value: object) -> Header:
     version = value.get("version")
     if type(version) is not int or version != VERSION:
         raise InputError(f"field version: expected {VERSION}, got {_short(version)}")
-    top = check_keys(value, _TOP)
+    top = check_keys(value, _TOP, _TOP_OPTIONAL)
     forecasts = top["forecasts"]
     if not isinstance(forecasts, dict):
         raise InputError(f"field forecasts: expected a JSON object, got {_short(forecasts)}")
@@ -54,6 +55,7 @@ def parse_header(value: object) -> Header:
             for name, origin in forecasts.items()
         },
         empty_cells=top["empty_cells"],
+        context=top.get("context"),
     )
 
 
@@ -68,6 +70,7 @@ def header_text(header: Header) -> str:
         "source": _fields(header.source, _SOURCE + _SOURCE_OPTIONAL),
         "forecasts": {name: _fields(origin, ("kind", "accuracy")) for name, origin in header.forecasts.items()},
         "empty_cells": header.empty_cells,
+        **_fields(header, _TOP_OPTIONAL),
     }
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 

@@ -84,7 +84,7 @@ class LineParser:
 
     def _prefill(self, value: dict[str, Any]) -> PrefillLine:
         line = check_keys(value, ("request", "prefill"))
-        prompt = check_keys(line["prefill"], ("tokens", "touched"), (), "prefill.")
+        prompt = check_keys(line["prefill"], ("tokens", "touched"), ("counts",), "prefill.")
         request, tokens = line["request"], prompt["tokens"]
         if type(request) is not int or request < 0:
             raise InputError(f"field request: expected an integer from 0 up, got {request!r}")
@@ -94,7 +94,28 @@ class LineParser:
         for layer, cell in enumerate(touched):
             if list(cell) != sorted(cell):
                 raise InputError(f"field prefill.touched[{layer}]: expected ascending experts, got {list(cell)}")
-        return PrefillLine(request, tokens, touched)
+        counts = self._counts(prompt["counts"], touched, tokens) if "counts" in prompt else None
+        return PrefillLine(request, tokens, touched, counts)
+
+    def _counts(self, value: Any, touched: tuple[Cell, ...], tokens: int) -> tuple[tuple[int, ...], ...]:
+        """Per layer and expert of `touched`, how many of the prompt's tokens go there: top-k experts for each token."""
+        self._check_layers(value, "prefill.counts")
+        routed = tokens * self.model.top_k
+        for layer, (row, cell) in enumerate(zip(value, touched, strict=True)):
+            where = f"field prefill.counts[{layer}]"
+            if len(row) != len(cell):
+                raise InputError(f"{where}: expected {len(cell)} entries, got {len(row)}")
+            for count in row:
+                if type(count) is not int or not 1 <= count <= tokens:
+                    raise InputError(
+                        f"{where}: expected integers from 1 to the prompt's {tokens} tokens, got {count!r}"
+                    )
+            if row and sum(row) != routed:
+                raise InputError(
+                    f"{where}: expected a sum of {routed}, {self.model.top_k} experts for each of {tokens} tokens, "
+                    f"got {sum(row)}"
+                )
+        return tuple(map(tuple, value))
 
     def _rejected(self, value: object) -> tuple[RejectedLine, ...]:
         if not isinstance(value, list):
@@ -102,12 +123,16 @@ class LineParser:
         lines = []
         for index, item in enumerate(value):
             where = f"rejected[{index}]."
-            line = check_keys(item, ("routed",), ("forecasts", "draft_prob"), where)
+            line = check_keys(item, ("routed",), ("forecasts", "draft_prob", "weights"), where)
+            routed = self._cells(line["routed"], f"{where}routed", self.model.top_k)
             lines.append(
                 RejectedLine(
-                    self._cells(line["routed"], f"{where}routed", self.model.top_k),
+                    routed,
                     self._forecasts(line["forecasts"], f"{where}forecasts") if "forecasts" in line else EMPTY,
                     _share(line["draft_prob"], f"{where}draft_prob") if "draft_prob" in line else None,
+                    self._shares(line["weights"], f"{where}weights", list(map(len, routed)))
+                    if "weights" in line
+                    else None,
                 )
             )
         return tuple(lines)

@@ -37,6 +37,7 @@ class RejectedLine(NamedTuple):
     routed: tuple[Cell, ...]
     forecasts: Forecasts = EMPTY
     draft_prob: int | None = None
+    weights: tuple[tuple[int, ...], ...] | None = None
 
 
 class TokenLine(NamedTuple):
@@ -59,6 +60,7 @@ class PrefillLine(NamedTuple):
     request: int
     prompt_tokens: int
     touched: tuple[Cell, ...]  # per layer, the experts that any prompt token was routed to, ascending
+    counts: tuple[tuple[int, ...], ...] | None = None  # prompt tokens routed to each of them, the shape of `touched`
 
 
 TraceLine = PrefillLine | TokenLine
@@ -173,10 +175,13 @@ class Header:
     tokens: int  # token lines that follow
     forecasts: Mapping[str, ForecastOrigin] = field(default_factory=dict)  # of every forecast that lines may carry
     empty_cells: int = 0  # (token, layer) cells of the token lines whose routing is missing
+    context: int | None = None  # tokens of the longest request that the recorded run was set up for
 
     def __post_init__(self) -> None:
         _check_count("tokens", self.tokens, 1)
         _check_count("empty_cells", self.empty_cells, 0)
+        if self.context is not None:
+            _check_count("context", self.context, 1)
         for name in self.forecasts:
             _check_choice("forecasts", name, FORECAST_NAMES)
 

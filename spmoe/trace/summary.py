@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from spmoe.errors import InputError
+from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import PrefillLine, Trace
 
 
@@ -23,7 +25,7 @@ class TraceSummary:
     tokens: int
     requests: int
     prefills: int  # requests with a prefill line
-    longest_request: int  # tokens in context at its end: the prompt, or the first position, and its token lines
+    longest_request: int  # what the header says (`context`), else tokens in context at its end: prompt and token lines
     agreement: float  # share of token lines with `agree`
     empty_cells: int
     distinct_experts: float  # experts used at least once, mean over layers
@@ -32,8 +34,11 @@ class TraceSummary:
 
 
 def summarise(trace: Trace) -> TraceSummary:
-    """Goes through `trace` once, holding counts only.  Raises InputError where reading the trace does."""
-    shape = trace.header.model
+    """Goes through `trace` once, holding counts only.
+
+    Raises InputError where reading the trace does, and where a request is longer than the header says any is.
+    """
+    shape, limit = trace.header.model, trace.header.context
     tokens = requests = prefills = longest = context = agreed = empty = rejected = 0
     request = -1
     used: list[set[int]] = [set() for _ in range(shape.layers)]
@@ -50,6 +55,12 @@ def summarise(trace: Trace) -> TraceSummary:
         tokens += 1
         context = max(context, line.position) + 1
         longest = max(longest, context)
+        if limit is not None and context > limit:
+            where = f"{trace.path}: " if isinstance(trace, TraceFile) else ""
+            raise InputError(
+                f"{where}field context: expected {limit} tokens at most, as the header says, got {context} in "
+                f"request {request}"
+            )
         agreed += line.agree
         empty += line.routed.count(())
         rejected += len(line.rejected)
@@ -65,7 +76,7 @@ def summarise(trace: Trace) -> TraceSummary:
         tokens=tokens,
         requests=requests,
         prefills=prefills,
-        longest_request=longest,
+        longest_request=longest if limit is None else limit,
         agreement=agreed / tokens,
         empty_cells=empty,
         distinct_experts=sum(map(len, used)) / shape.layers,

@@ -20,8 +20,9 @@ class Window(NamedTuple):
     """The tokens verified together.
 
     `inputs` are the verifier's inputs, drafted tokens after the first.  The first `accepted` drafted tokens stand, so
-    the step puts out `accepted + 1` tokens.  `stand_ins` counts inputs after a rejection whose routing was not
-    recorded, so that the tokens that really stand at those positions take their place.
+    the step puts out `accepted + 1` tokens; what was drafted behind the end of the request does not.  `stand_ins`
+    counts inputs after a rejection whose routing was not recorded, so that the tokens that really stand at those
+    positions take their place.
     """
 
     inputs: tuple[TokenLine | RejectedLine, ...]
@@ -43,20 +44,20 @@ class Window(NamedTuple):
 def window(lines: Sequence[TokenLine], gamma: int) -> Window:
     """The window at `lines[0]` with up to `gamma` drafted tokens (design: a short one of m lines has gamma m - 1).
 
-    Needs ``lines[:gamma + 1]`` of one request; raises ValueError where there is no line.
+    Needs ``lines[:gamma + 1]`` of one request, fewer only where the request ends with them; raises ValueError where
+    there is none.  Behind the drafted tokens that stand come the inputs recorded as rejected there, even past the
+    request's last line: the draft went on, for nobody knew yet that the request would end.
     """
     if not lines:
         raise ValueError("a window needs at least one token line")
     inputs: list[TokenLine | RejectedLine] = list(lines[: gamma + 1])
-    gamma = len(inputs) - 1
+    drafted = len(inputs) - 1
     accepted = 0
-    while accepted < gamma and lines[accepted].agree:
+    while accepted < drafted and lines[accepted].agree:
         accepted += 1
-    stand_ins = 0
-    if accepted < gamma:
-        recorded = lines[accepted].rejected[: gamma - accepted]
-        inputs[accepted + 1 : accepted + 1 + len(recorded)] = recorded
-        stand_ins = gamma - accepted - len(recorded)
+    recorded = lines[accepted].rejected[: gamma - accepted]
+    inputs[accepted + 1 : accepted + 1 + len(recorded)] = recorded
+    stand_ins = max(0, drafted - accepted - len(recorded))
     return Window(tuple(inputs), accepted, stand_ins)
 
 

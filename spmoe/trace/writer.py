@@ -63,11 +63,12 @@ def _open(stack: ExitStack, path: Path) -> IO[str]:
 def line_text(line: TraceLine) -> str:
     """One trace line as compact JSON, without line end; optional fields that are None or empty are left out."""
     if isinstance(line, PrefillLine):
-        prompt = f'{{"tokens":{line.prompt_tokens},"touched":{_experts(line.touched)}}}'
+        counts = "" if line.counts is None else f',"counts":{_integers(line.counts)}'
+        prompt = f'{{"tokens":{line.prompt_tokens},"touched":{_integers(line.touched)}{counts}}}'
         return f'{{"request":{line.request},"prefill":{prompt}}}'
     agree = "true" if line.agree else "false"
     text = (
-        f'{{"request":{line.request},"position":{line.position},"routed":{_experts(line.routed)},"agree":{agree}'
+        f'{{"request":{line.request},"position":{line.position},"routed":{_integers(line.routed)},"agree":{agree}'
         f"{_draft_prob(line.draft_prob)}"
     )
     if line.weights is not None:
@@ -81,7 +82,8 @@ def line_text(line: TraceLine) -> str:
 
 
 def _rejected(line: RejectedLine) -> str:
-    return f'{{"routed":{_experts(line.routed)}{_forecasts(line.forecasts)}{_draft_prob(line.draft_prob)}}}'
+    weights = "" if line.weights is None else f',"weights":{_shares(line.weights)}'
+    return f'{{"routed":{_integers(line.routed)}{_forecasts(line.forecasts)}{_draft_prob(line.draft_prob)}{weights}}}'
 
 
 def _draft_prob(value: int | None) -> str:
@@ -99,7 +101,7 @@ def _forecast(forecast: Forecast) -> str:
     return "[" + ",".join([f"[{expert},{_share(share)}]" for expert, share in forecast]) + "]"
 
 
-def _experts(cells: Iterable[Iterable[int]]) -> str:
+def _integers(cells: Iterable[Iterable[int]]) -> str:
     return "[" + ",".join([f"[{','.join(map(str, cell))}]" for cell in cells]) + "]"
 
 

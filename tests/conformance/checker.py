@@ -123,12 +123,12 @@ class ContractChecker:
                     self.in_layer
                     and event.layer == self.reached
                     and key in self.on_host
-                    and event.started <= event.time
+                    and event.started <= event.ended <= event.time
                 )
             case LayerDone():
                 return self.layer_complete and event.layer == self.reached
             case BatchArrived():
-                return event.batch in self.submitted and event.started <= event.time
+                return event.batch in self.submitted and event.started <= event.ended <= event.time
             case BatchFailed():
                 return event.batch in self.submitted and self.submitted[event.batch].attempt == 1
             case StepEnded():
@@ -209,7 +209,7 @@ class ContractChecker:
                 for key in self.keys(event.layer, event.experts):
                     del self.left[key]
             case HostComputed():
-                assert self._reached_at <= event.started <= event.time
+                assert self._reached_at <= event.started <= event.ended <= event.time
                 self.on_host -= set(self.keys(event.layer, (event.expert,)))
             case LayerDone():
                 assert not (self.waves and self.left), "in a layer that runs in waves, every expert is reported"
@@ -222,7 +222,7 @@ class ContractChecker:
             case BatchArrived():
                 assert event.batch == next(iter(self.submitted)), "the link keeps the order of submission"
                 assert event.started >= max(self._link_free_at, self._submitted_at[event.batch])
-                self._link_free_at = event.time
+                self._link_free_at = event.ended
                 for load in self.submitted.pop(event.batch).loads:
                     self.resident[load.key] = self.in_flight.pop(load.key)
             case BatchFailed():

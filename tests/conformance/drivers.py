@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from sim.driver import Driver
-from sim.popularity import count_uses, most_needed
 from spmoe.config import SchedulerConfig, configure
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import DraftModel, Geometry
@@ -17,6 +16,7 @@ from spmoe.scheduler import Scheduler
 from spmoe.state.commands import Command
 from spmoe.state.events import Event
 from spmoe.state.keys import Shape
+from spmoe.trace.popularity import count_uses, most_needed
 from spmoe.trace.windows import requests
 from tests.conformance.cases import Case
 
@@ -76,7 +76,7 @@ def simulate(recipe: Recipe, case: Case) -> Recording:
     if "popularity" in recipe.needs:
         popularity = count_uses(case.trace).popular
     elif "hindsight" in recipe.needs:
-        ranking = most_needed(lambda: requests(case.trace), case.gamma, case.layers, case.experts)
+        ranking = most_needed(requests(case.trace), case.gamma, case.layers, case.experts)
         popularity = lambda request: ranking  # noqa: E731
     driver = Driver(
         Scheduler(config, future),

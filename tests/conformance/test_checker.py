@@ -43,11 +43,10 @@ def spoil_event(kind: type[_T], change: Callable[[_T], Any]) -> Callable[[Entrie
 
 
 def spoil_command(kind: type[_T], change: Callable[[_T], Any], when: Callable[[_T], bool]) -> Callable[[Entries], None]:
-    """Changes a command in the middle of the run; None leaves it out."""
+    """Changes the first command that fits; None leaves it out."""
 
     def spoil(entries: Entries) -> None:
-        half = len(entries) // 2
-        for number, (event, commands) in enumerate(entries[half:], start=half):
+        for number, (event, commands) in enumerate(entries):
             for at, command in enumerate(commands):
                 if isinstance(command, kind) and when(command):
                     changed = change(command)
@@ -78,6 +77,10 @@ SPOILED: dict[str, Callable[[Entries], None]] = {
     "an arrival is told twice": spoil_event(BatchArrived, lambda event: [event, event]),
     "arrivals out of order": spoil_event(BatchArrived, lambda event: event._replace(batch=event.batch + 1)),
     "a transfer begins before it was submitted": spoil_event(BatchArrived, lambda event: event._replace(started=0)),
+    "a transfer ends before it began": spoil_event(BatchArrived, lambda event: event._replace(ended=event.started - 1)),
+    "a transfer is told of before it ends": spoil_event(
+        BatchArrived, lambda event: event._replace(ended=event.time + 1)
+    ),
     "a failure is not retried": spoil_event(BatchArrived, lambda event: BatchFailed(event.time, event.batch)),
     "experts of a wave are never computed": spoil_event(Computed, lambda event: []),
     "experts of a wave are computed twice": spoil_event(Computed, lambda event: [event, event]),
@@ -98,11 +101,6 @@ SPOILED: dict[str, Callable[[Entries], None]] = {
         LayerPlan,
         lambda plan: plan._replace(hits=plan.hits + plan.misses, misses=()),
         lambda plan: bool(plan.misses),
-    ),
-    "a miss that is none": spoil_command(
-        LayerPlan,
-        lambda plan: plan._replace(hits=plan.hits[1:], late=plan.hits[:1]),
-        lambda plan: bool(plan.hits and not plan.late),
     ),
     "a need forgotten": spoil_command(LayerPlan, lambda plan: plan._replace(misses=()), lambda plan: bool(plan.misses)),
     "waves denied": spoil_command(LayerPlan, lambda plan: plan._replace(waves=False), lambda plan: plan.waves),
@@ -130,10 +128,23 @@ def test_notices(recording: Recording, spoil: Callable[[Entries], None]) -> None
         check(recording, entries)
 
 
+def test_notices_a_miss_that_is_none() -> None:
+    recording = simulate(recipe("spmoe.paper"), dict(named_cases())["half the experts"])
+    entries = list(recording.entries)
+    spoil_command(
+        LayerPlan,
+        lambda plan: plan._replace(hits=plan.hits[1:], late=plan.hits[:1] + plan.late),
+        lambda plan: bool(plan.hits),
+    )(entries)
+    with pytest.raises(AssertionError):
+        check(recording, entries)
+
+
 def test_accepts_the_run_itself(recording: Recording) -> None:
     check(recording, list(recording.entries))
 
 
-def test_a_run_that_stops_half_way_is_not_finished(recording: Recording) -> None:
+def test_a_run_that_stops_inside_a_layer_is_not_finished(recording: Recording) -> None:
+    reached = [number for number, (event, _) in enumerate(recording.entries) if isinstance(event, LayerReached)]
     with pytest.raises(AssertionError):
-        check(recording, list(recording.entries[: len(recording.entries) // 2]))
+        check(recording, list(recording.entries[: reached[-1] + 1]))

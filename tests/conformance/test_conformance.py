@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
 
 import pytest
 from hypothesis import given, settings
@@ -28,17 +28,24 @@ def check(recording: Recording) -> None:
 
 
 def check_budget(recording: Recording, case: Case) -> None:
-    """Each request puts out a token per line, and never drafts past its end."""
-    left = Counter(line.request for line in case.trace if isinstance(line, TokenLine))
+    """Each request puts out a token per line, and drafts past its end only what was recorded there."""
+    left: dict[int, deque[TokenLine]] = defaultdict(deque)
+    for line in case.trace:
+        if isinstance(line, TokenLine):
+            left[line.request].append(line)
     request = -1
     for event, _ in recording.entries:
         if isinstance(event, RequestBegun):
-            assert request == -1 or left[request] == 0
+            assert request == -1 or not left[request]
             request = event.request
         elif isinstance(event, StepBegun):
-            assert event.limit == min(case.gamma, left[request] - 1)
+            ahead = list(left[request])
+            stops = next((n for n, line in enumerate(ahead) if not line.agree or line is ahead[-1]))
+            recorded = stops + len(ahead[stops].rejected)
+            assert event.limit == min(case.gamma, max(len(ahead) - 1, recorded))
         elif isinstance(event, StepEnded):
-            left[request] -= event.accepted + 1
+            for _ in range(event.accepted + 1):
+                left[request].popleft()
     assert not any(left.values())
 
 

@@ -103,6 +103,7 @@ def test_sizes_round_up() -> None:
     assert model.expert_bytes(16) == 352_321_536
     assert model.expert_bytes(8) == 176_160_768
     assert model.expert_bytes(4.25) == 93_585_408
+    assert model.expert_bytes(32) == 2 * model.expert_bytes(16) == model.expert_bytes(64) // 2
     odd = replace(model, expert_params=33, dense_params=1)
     assert odd.expert_bytes(4.25) == 18  # 140.25 bits
     assert odd.dense_bytes(4.25) == 1
@@ -114,14 +115,16 @@ def test_a_draft_is_never_wider_than_published() -> None:
     assert draft_model("mistral-7b").bytes(16) == 2 * 7_241_732_096
 
 
-@pytest.mark.parametrize(("text", "bits"), [("16", 16), ("8.0", 8), (" 4.25 ", 4.25), (16, 16), (4.25, 4.25)])
+@pytest.mark.parametrize(
+    ("text", "bits"), [("64", 64), ("32", 32), ("16", 16), ("8.0", 8), (" 4.25 ", 4.25), (16, 16), (4.25, 4.25)]
+)
 def test_bits(text: str | float, bits: float) -> None:
     assert parse_bits(text) == bits
 
 
 @pytest.mark.parametrize("text", ["4", "", "nan", "-8", "sixteen", "inf", "1e400"])
 def test_other_bits_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"bits: expected 16, 8 or 4\.25, got"):
+    with pytest.raises(InputError, match=r"bits: expected 64, 32, 16, 8 or 4\.25, got"):
         parse_bits(text)
 
 
@@ -161,7 +164,7 @@ def odd_width(document: dict[str, Any]) -> None:
         (rename_layers, r"field models\.mixtral-8x7b\.layers: expected a whole number above 0, but it is missing"),
         (add_field, r"field models\.mixtral-8x7b\.vocabulary: unknown"),
         (unknown_draft, r"field models\.mixtral-8x7b\.draft: expected one of mistral-7b, .* got \"gpt-2\""),
-        (odd_width, r"field drafts\.mistral-7b\.max_bits: expected 16, 8 or 4\.25, got '5'"),
+        (odd_width, r"field drafts\.mistral-7b\.max_bits: expected 64, 32, 16, 8 or 4\.25, got '5'"),
     ],
 )
 def test_the_file_is_read_strictly(change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         ({"gpu__tflops": float("inf")}, r'field gpu\.tflops: expected a number above 0 .*, got "Infinity"'),
         ({"gpu__tflops": 1e300}, r"field gpu\.tflops: expected a number above 0 \(and at most 10\^12\), got 1E\+300"),
         ({"draft__params": 7.5}, r"field draft\.params: expected a whole number above 0, got 7\.5"),
-        ({"draft__bits": 5}, r"field draft\.bits: expected 16, 8 or 4\.25, got '5'"),
+        ({"draft__bits": 5}, r"field draft\.bits: expected 64, 32, 16, 8 or 4\.25, got '5'"),
         ({"cpu__cores": 0}, r"field cpu\.cores: expected a whole number above 0, got 0"),
         ({"notes": {"gpu.colour": "green"}}, r"field notes\.gpu\.colour: expected the path of a field"),
     ],

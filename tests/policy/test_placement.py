@@ -54,7 +54,7 @@ def test_the_popular_are_loaded_as_a_request_begins() -> None:
         (submit, *_) = commands
         assert isinstance(submit, Submit) and submit.purpose is Purpose.PRELOAD
         loaded += [load.key for load in submit.loads]
-        commands = commands[1:] + scheduler.handle(BatchArrived(0, submit.batch, 0))
+        commands = commands[1:] + scheduler.handle(BatchArrived(0, submit.batch, 0, 0))
     assert loaded == [2, 7]
 
 

@@ -81,7 +81,7 @@ def test_prefill_counts_only_towards_the_first_token() -> None:
         (RequestBegun(20, 0), []),
         (PrefillBegun(20, 7), []),
         (event, [load(0, 0, 1), *commands]),
-        (BatchArrived(80, 0, 40), []),
+        (BatchArrived(80, 0, 40, 80), []),
         (LayerDone(90, 0, ((40, 80),)), []),
         (PrefillEnded(90), []),
         (StepBegun(90, 0), [PLAIN]),
@@ -103,7 +103,7 @@ def test_precision_counts_prefetches_used_before_they_leave() -> None:
     event, commands = reached(20, 0, 1, hits=2)
     found = fold(
         (StepBegun(0, 0), [PLAIN, load(0, 0, 1, 2, purpose=Purpose.PREFETCH)]),
-        (BatchArrived(10, 0, 0), []),
+        (BatchArrived(10, 0, 0, 10), []),
         (event, [*commands]),
         (LayerDone(30, 0, ()), [load(1, 3, evicted=2)]),  # 2 leaves unused
         reached(40, 0, hits=1),  # a second use of 0 is not a second success
@@ -116,7 +116,7 @@ def test_precision_counts_prefetches_used_before_they_leave() -> None:
 def test_recall_counts_needs_that_were_cold_when_their_step_began() -> None:
     found = fold(
         (StepBegun(0, 0), [PLAIN, load(0, 0, purpose=Purpose.PREFETCH)]),
-        (BatchArrived(10, 0, 0), []),
+        (BatchArrived(10, 0, 0, 10), []),
         reached(20, 0, 1, hits=1),  # both cold at the start, 0 prefetched since
         (StepEnded(30, 0), []),
         (StepBegun(30, 0), [PLAIN]),
@@ -136,18 +136,38 @@ def test_the_link_is_busy_only_in_decode_time() -> None:
     found = fold(
         (RequestBegun(0, 0), []),
         (StepBegun(0, 0), [PLAIN, load(0, 0), load(1, 1)]),
-        (BatchArrived(40, 0, 10), []),  # 30
+        (BatchArrived(40, 0, 10, 40), []),  # 30
         (StepEnded(50, 0), []),
         (StepBegun(50, 0), [PLAIN]),
         (StepEnded(60, 0), []),
         (RequestBegun(60, 1), []),
         (PrefillBegun(60, 5), []),
-        (BatchArrived(70, 1, 40), [load(2, 2)]),  # 20, up to the end of the request
+        (BatchArrived(70, 1, 40, 70), [load(2, 2)]),  # 20, up to the end of the request
         (PrefillEnded(100), []),
         (StepBegun(100, 0), [PLAIN]),
-        (BatchArrived(115, 2, 70), [load(3, 3)]),  # 15, from the end of the prompt
+        (BatchArrived(115, 2, 70, 115), [load(3, 3)]),  # 15, from the end of the prompt
         (StepEnded(130, 0), []),
-        (BatchArrived(190, 3, 120), []),  # 10, up to the end of the run
+        (BatchArrived(190, 3, 120, 190), []),  # 10, up to the end of the run
     )
     assert found.link_busy_ns == 30 + 20 + 15 + 10
     assert found.decode_ns == 60 + 30
+
+
+def test_link_time_is_counted_once_however_late_it_is_told() -> None:
+    found = fold(
+        (RequestBegun(0, 0), []),
+        (StepBegun(0, 0), [PLAIN, load(0, 0), load(1, 1), load(2, 2)]),
+        (StepEnded(50, 0), []),
+        (StepBegun(50, 0), [PLAIN]),
+        (BatchArrived(55, 0, 10, 30), []),  # 20, all in the step before
+        (BatchArrived(55, 1, 30, 45), []),  # 15, in it too
+        (StepEnded(60, 0), []),
+        (RequestBegun(60, 1), []),
+        (PrefillBegun(60, 5), [load(3, 3)]),
+        (BatchArrived(80, 2, 48, 75), []),  # 2 of the first step, 10 of the second, none of the prompt
+        (PrefillEnded(100), []),
+        (StepBegun(100, 0), [PLAIN]),
+        (BatchArrived(110, 3, 75, 90), []),  # 0: the prompt's, though told in a step
+        (StepEnded(130, 0), []),
+    )
+    assert found.link_busy_ns == 20 + 15 + 2 + 10

@@ -84,14 +84,14 @@ def test_spans_of_a_step() -> None:
     run.observe(StepBegun(1_000, 1), (Speculate(1, 0, 1),))
     run.observe(TokenDrafted(3_000, 0, 42), ())
     run.observe(LayerReached(4_500, 1, (1, 2), (2, 1)), (load,))
-    run.observe(BatchArrived(6_000, 0, 4_500), ())
+    run.observe(BatchArrived(6_000, 0, 4_500, 5_500), ())  # told of half a microsecond later
     run.observe(LayerDone(7_000, 1, ((4_500, 6_000),)), ())
     writer.close()
     entries = json.loads(stream.getvalue())["traceEvents"]
     shown = [(ROWS[entry["tid"]], entry["name"], entry["ts"], entry["dur"]) for entry in entries if entry["ph"] == "X"]
     assert shown == [
         ("draft", "token 0", 1, 2),
-        ("link", "demand", 4.5, 1.5),
+        ("link", "demand", 4.5, 1),
         ("GPU", "attention 1", 3, 1.5),
         ("wait", "layer 1", 4.5, 1.5),
         ("GPU", "experts 1", 6, 1),

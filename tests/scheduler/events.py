@@ -62,9 +62,9 @@ def one_of_each(rng: random.Random, time: int, layers: int, experts: int) -> tup
         LayerReached(time, layer(), needed, (1,) * len(needed)),
         GatePredicted(time, layer(), ()),
         Computed(time, layer(), needed or (0,)),
-        HostComputed(time, layer(), rng.randint(0, experts - 1), rng.randint(0, time + 1)),
+        HostComputed(time, layer(), rng.randint(0, experts - 1), rng.randint(0, time + 1), rng.randint(0, time + 1)),
         LayerDone(time, layer(), ()),
-        BatchArrived(time, rng.randint(-1, 60), rng.randint(0, time + 1)),
+        BatchArrived(time, rng.randint(-1, 60), rng.randint(0, time + 1), rng.randint(0, time + 1)),
         BatchFailed(time, rng.randint(-1, 60)),
         StepEnded(time, small()),
     )

@@ -54,14 +54,14 @@ def test_a_step_on_demand() -> None:
     assert one.handle(StepBegun(0, 0)) == (Speculate(0, 0, 1),)
     plan = LayerPlan(0, hits=(), late=(), misses=(2, 1), host=(), in_order=False, waves=False)
     assert one.handle(LayerReached(5, 0, (2, 1), (1, 1))) == (demand(0, 2, 0), demand(1, 1, 1), plan)
-    assert one.handle(BatchArrived(15, 0, 6)) == ()
-    assert one.handle(BatchArrived(25, 1, 15)) == ()
+    assert one.handle(BatchArrived(15, 0, 6, 15)) == ()
+    assert one.handle(BatchArrived(25, 1, 15, 25)) == ()
     assert one.handle(LayerDone(30, 0, ((5, 15),))) == ()
     # Three needs and three slots, two of them taken by layer 0: 2, touched before 1, leaves.
     plan = LayerPlan(1, hits=(), late=(), misses=(0, 3), host=(), in_order=False, waves=False)
     assert one.handle(LayerReached(35, 1, (0, 3), (1, 1))) == (demand(2, 4, 2), demand(3, 7, 0, evicted=2), plan)
-    one.handle(BatchArrived(45, 2, 36))
-    one.handle(BatchArrived(55, 3, 45))
+    one.handle(BatchArrived(45, 2, 36, 45))
+    one.handle(BatchArrived(55, 3, 45, 55))
     assert one.handle(LayerDone(60, 1, ())) == ()
     assert one.handle(StepEnded(60, 0)) == ()
     assert one.handle(StepBegun(60, 0)) == (Speculate(0, 0, 1),)
@@ -75,11 +75,11 @@ def test_a_layer_runs_in_waves_where_the_slots_do_not_suffice() -> None:
     one.handle(StepBegun(0, 0))
     plan = LayerPlan(0, hits=(), late=(), misses=(3, 0), host=(), in_order=False, waves=True)
     assert one.handle(LayerReached(0, 0, (3, 0), (1, 1))) == (demand(0, 3, 0), plan)
-    assert one.handle(BatchArrived(10, 0, 1)) == ()
+    assert one.handle(BatchArrived(10, 0, 1, 10)) == ()
     assert one.handle(Computed(12, 0, (3,))) == (demand(1, 0, 0, evicted=3),)
     with pytest.raises(IllegalEvent):
         one.handle(LayerDone(12, 0, ()))
-    one.handle(BatchArrived(22, 1, 13))
+    one.handle(BatchArrived(22, 1, 13, 22))
     one.handle(Computed(24, 0, (0,)))
     assert one.handle(LayerDone(24, 0, ())) == ()
 
@@ -94,7 +94,7 @@ def test_demand_overtakes_what_was_prefetched_and_useless_wishes_are_dropped() -
     one.handle(TokenDrafted(20, 0, None))
     # 0 is on its way, 3 waits behind it.
     assert one.handle(LayerReached(25, 0, (3, 0), (1, 1))) == (LayerPlan(0, (), (0,), (3,), (), False, False),)
-    assert one.handle(BatchArrived(29, 0, 11)) == (demand(1, 3, 1),)
+    assert one.handle(BatchArrived(29, 0, 11, 29)) == (demand(1, 3, 1),)
 
 
 def test_a_failed_batch_is_submitted_once_more() -> None:
@@ -108,7 +108,7 @@ def test_a_failed_batch_is_submitted_once_more() -> None:
         one.handle(LayerDone(8, 0, ()))
     with pytest.raises(TransferFailed, match="batch 0 failed twice"):
         one.handle(BatchFailed(9, 0))
-    one.handle(BatchArrived(10, 0, 8))
+    one.handle(BatchArrived(10, 0, 8, 10))
     assert one.handle(LayerDone(12, 0, ())) == ()
 
 
@@ -123,7 +123,7 @@ ALL: dict[str, Event] = {
     "gate": GatePredicted(50, 1, ((), ())),
     "computed": Computed(50, 0, (1,)),
     "layer done": LayerDone(50, 0, ()),
-    "arrived": BatchArrived(50, 0, 50),
+    "arrived": BatchArrived(50, 0, 50, 50),
     "failed": BatchFailed(50, 0),
     "ended": StepEnded(50, 0),
 }
@@ -132,7 +132,7 @@ STEP = [*REQUEST, StepBegun(0, 1)]
 PREDICTED = [*STEP, DraftPredicted(0, 0, 0, ((), ()))]
 DRAFTED = [*PREDICTED, TokenDrafted(0, 0, None)]
 MISSING = [*DRAFTED, LayerReached(0, 0, (1,), (1,))]
-THERE = [*MISSING, BatchArrived(0, 0, 0)]
+THERE = [*MISSING, BatchArrived(0, 0, 0, 0)]
 BETWEEN = [*THERE, LayerDone(0, 0, ())]
 VERIFIED = [*BETWEEN, LayerReached(0, 1, (), ()), LayerDone(0, 1, ())]
 PROMPT = [*REQUEST, PrefillBegun(0, 3)]
@@ -180,13 +180,15 @@ def test_the_table_of_legal_events(past: list[Event], legal: set[str]) -> None:
         (STEP, LayerReached(0, 0, (), ())),
         (DRAFTED, TokenDrafted(0, 1, None)),
         (DRAFTED, LayerReached(0, 1, (), ())),
-        (MISSING, BatchArrived(0, 1, 0)),
-        (MISSING, BatchArrived(0, 0, 1)),
+        (MISSING, BatchArrived(0, 1, 0, 0)),
+        (MISSING, BatchArrived(0, 0, 1, 0)),
+        (MISSING, BatchArrived(0, 0, 0, 1)),
+        (MISSING, BatchArrived(5, 0, 4, 3)),
         (MISSING, GatePredicted(0, 0, ((), ()))),
         (THERE, Computed(0, 0, (2,))),
         (THERE, Computed(0, 1, (1,))),
         (THERE, LayerDone(0, 1, ())),
-        (THERE, BatchArrived(0, 0, 0)),
+        (THERE, BatchArrived(0, 0, 0, 0)),
         ([*BETWEEN, LayerReached(0, 1, (), ())], GatePredicted(0, 2, ((), ()))),
         (VERIFIED, LayerReached(0, 2, (), ())),
         (VERIFIED, StepEnded(0, 2)),

@@ -205,8 +205,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.checker.submitted)
     @rule(passed=st.integers(0, 9))
     def arrive(self, passed: int) -> None:
+        """A driver may learn of it some time after it ended."""
         self.time += passed
-        self.send(BatchArrived(self.time, next(iter(self.checker.submitted)), self.time - passed // 2))
+        started, ended = self.time - passed // 2, self.time - passed // 3
+        self.send(BatchArrived(self.time, next(iter(self.checker.submitted)), started, ended))
 
     @precondition(lambda self: self.checker.submitted)
     @rule(which=st.integers(0, 2))
@@ -222,7 +224,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         waiting = sorted(self.checker.on_host)
         self.time += passed
         expert = waiting[which % len(waiting)] % self.config.experts
-        self.send(HostComputed(self.time, self.checker.reached, expert, self.time - min(passed, 1)))
+        self.send(HostComputed(self.time, self.checker.reached, expert, self.time - min(passed, 1), self.time))
 
     @rule(seed=st.integers(0, 2**16))
     def illegal(self, seed: int) -> None:

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sim.runner import Runner
-from sim.setting import resolve_setting
 from spmoe.machine.hardware import Cpu, Draft, Gpu, Hardware, Link
 from spmoe.machine.units import GIB
 from spmoe.policy.registry import recipe
 from spmoe.policy.runtime import Runtime
 from spmoe.results.bound import Bound
 from spmoe.results.metrics import Metrics
+from spmoe.setting import resolve_setting
 from spmoe.state.commands import Command, LayerPlan, Submit
 from spmoe.state.events import BatchArrived, Event, LayerDone
 from spmoe.trace.schema import (
@@ -134,7 +134,7 @@ class Solved:
         """What crossed the link, from when to when."""
         arrived = {event.batch: event for event, _ in self.entries if isinstance(event, BatchArrived)}
         return [
-            ([self._key(load.key) for load in submit.loads], arrived[submit.batch].started, arrived[submit.batch].time)
+            ([self._key(load.key) for load in submit.loads], arrived[submit.batch].started, arrived[submit.batch].ended)
             for submit in self.submits
         ]
 

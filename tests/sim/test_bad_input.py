@@ -206,10 +206,12 @@ def test_a_policy_that_the_trace_cannot_feed(refused: Refused, trace: Path) -> N
                 one.pop("forecasts", None)
 
     edit(trace, forget)
-    assert "policy spmoe.paper: needs draft forecasts" in refused("replay", trace, "--policy", "spmoe.paper")
+    said = refused("replay", trace, "--policy", "spmoe.paper")
+    assert "policy spmoe.paper: needs draft forecasts" in said and "; spmoe.popular does without" in said
     assert "policy next-gate: needs next_gate forecasts" in refused("replay", trace, "--policy", "next-gate")
     assert "policy spmoe.paper: needs draft forecasts" in refused("cutoff", trace)
-    assert "policy next-gate: has no cutoff" in refused("cutoff", small_trace(trace.parent), "--policy", "next-gate")
+    said = refused("cutoff", small_trace(trace.parent), "--policy", "next-gate")
+    assert "policy next-gate: has no cutoff layer; expected one of spmoe.paper, spmoe.per-layer\n" in said + "\n"
 
 
 def test_malformed_json_names_the_line(refused: Refused, trace: Path) -> None:

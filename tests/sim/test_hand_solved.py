@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from spmoe.state.events import LayerDone
+from spmoe.state.events import LayerDone, LayerReached, StepBegun, StepEnded
 from spmoe.trace.schema import PrefillLine, TraceLine
 from tests.sim.paper import Solved, machine, milliseconds, solve, token, tokens, trace
 
@@ -107,6 +107,13 @@ def test_prefill_counts_as_time_to_first_token_and_leaves_the_cache_warm() -> No
     assert run.counts == (2, 0, 1, 1)
     assert (run.metrics.decode_ns, run.metrics.tokens) == (150 + 350 + 150, 3)
     assert run.metrics.link_busy_ns == 200
+
+
+def test_the_tokens_of_a_prompt_are_those_recorded_or_spread_evenly() -> None:
+    for counts, found in ((((5, 3),), (5, 3)), (None, (4, 4))):
+        run = solve(trace([PrefillLine(0, 8, ((0, 2),), counts), token(8, (0,))], 1, 3), "on-demand.lru", slots=3)
+        prompt, _ = [event for event, _ in run.entries if isinstance(event, LayerReached)]
+        assert (prompt.experts, prompt.tokens) == ((0, 2), found)
 
 
 def test_no_prefill_no_time_to_first_token() -> None:
@@ -263,6 +270,21 @@ def test_what_is_not_recorded_after_a_rejection_stands_in() -> None:
     run = rejecting((((3,),),))
     assert [plan.hits + plan.misses for plan in run.plans] == [(0, 3, 2), (2, 1)]
     assert run.bound.stand_ins == 1
+
+
+def test_a_request_that_ended_inside_its_window() -> None:
+    lines = [token(0, (0,)), token(1, (1,), rejected=(((2,),), ((2,),), ((3,),))), token(0, (3,), request=1)]
+    run = solve(trace(lines, 1, 4), "on-demand.lru", slots=4, gamma=4)
+    # Four tokens are drafted though the second ends the request: 160, reached at 260, loads of 0, 1, 2 and 3 until
+    # 1060, computed at 1110; two tokens.  Request 1 has one token, and finds 3: 1110 + 150.
+    assert [event.limit for event, _ in run.entries if isinstance(event, StepBegun)] == [4, 0]
+    assert [(event.experts, event.tokens) for event, _ in run.entries if isinstance(event, LayerReached)] == [
+        ((0, 1, 2, 3), (1, 1, 2, 1)),
+        ((3,), (1,)),
+    ]
+    assert [event.accepted for event, _ in run.entries if isinstance(event, StepEnded)] == [1, 0]
+    assert (run.metrics.decode_ns, run.metrics.tokens, run.metrics.steps) == (1260, 3, 2)
+    assert (run.bound.needs, run.bound.tokens, run.bound.stand_ins) == (5, 3, 0)
 
 
 def test_an_agreement_run_is_cut_by_the_window() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sim.runner import Runner
-from sim.setting import resolve_setting
 from spmoe.policy.registry import recipe
+from spmoe.setting import resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import ONE, Header, TokenLine, TraceInMemory, TraceLine
 from tests.conformance.cases import make_trace

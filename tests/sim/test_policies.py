@@ -68,7 +68,7 @@ def test_details_name_the_parts_and_how_the_runtime_differs() -> None:
 
 def bare(one: Recipe) -> Recipe:
     """Its parts and nothing else."""
-    return replace(one, name="", summary="", source="", differs="", runtime=NATIVE)
+    return replace(one, name="", summary="", source="", differs="", runtime=NATIVE, fallback="")
 
 
 def test_policies_that_differ_in_a_part_are_described_differently() -> None:
@@ -99,7 +99,11 @@ def test_patterns_choose_in_the_order_given(capsys: pytest.CaptureFixture[str]) 
     assert [line.strip() for line in lines if line and line[0] != " "] == [
         "clairvoyant",
         "spmoe.paper",
+        "spmoe.next-gate",
+        "spmoe.popular",
         "spmoe.per-layer",
+        "spmoe.per-layer.next-gate",
+        "spmoe.per-layer.popular",
     ]
 
 

@@ -92,10 +92,10 @@ def test_hidden_states_go_to_the_cpu_and_back_once_per_layer() -> None:
     run = solve(lines, "llamacpp.cpu-moe", slots=3, hardware=machine(2, latency_ns=10, host_ns=60))
     # Reached 100, there and back 20: 120 - 180 - 240.  Reached 340: 360 - 420 - 480.
     assert [event for event, _ in run.entries if isinstance(event, HostComputed)] == [
-        HostComputed(180, 0, 0, started=120),
-        HostComputed(240, 0, 1, started=180),
-        HostComputed(420, 1, 1, started=360),
-        HostComputed(480, 1, 2, started=420),
+        HostComputed(180, 0, 0, started=120, ended=180),
+        HostComputed(240, 0, 1, started=180, ended=240),
+        HostComputed(420, 1, 1, started=360, ended=420),
+        HostComputed(480, 1, 2, started=420, ended=480),
     ]
     assert (run.metrics.decode_ns, run.metrics.stall_ns) == (480, 40)
 

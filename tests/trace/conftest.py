@@ -49,7 +49,12 @@ def header_json(tokens: int = 3) -> dict[str, Any]:
 
 def lines_json() -> list[dict[str, Any]]:
     """A prefill line, two tokens of request 0 and one of request 1."""
-    rejected = {"routed": [[3], [1, 2]], "forecasts": {"draft": [[[3, 0.5]], []]}, "draft_prob": 0.25}
+    rejected = {
+        "routed": [[3], [1, 2]],
+        "forecasts": {"draft": [[[3, 0.5]], []]},
+        "draft_prob": 0.25,
+        "weights": [[0.5], [0.75, 0.25]],
+    }
     return [
         {"request": 0, "prefill": {"tokens": 7, "touched": [[0, 1], [2]]}},
         {

@@ -22,7 +22,7 @@ def test_the_examples_make_a_trace(tmp_path: Path) -> None:
     path = tmp_path / "page.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in (header, prefill, token)), "utf-8")
     first, second = TraceFile(path)
-    assert isinstance(first, PrefillLine) and first.prompt_tokens == 120
+    assert isinstance(first, PrefillLine) and first.prompt_tokens == 120 and first.counts is not None
     assert (
         isinstance(second, TokenLine) and second.routed == ((3, 5), (1, 0)) and second.forecasts["next_gate"][0] == ()
     )

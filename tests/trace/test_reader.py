@@ -48,12 +48,23 @@ def test_every_field_is_read(write_lines: WriteLines) -> None:
             1,
             ((0, 1), (3, 2)),
             False,
-            rejected=(RejectedLine(((3,), (1, 2)), {"draft": (((3, 32768),), ())}, 16384),),
+            rejected=(RejectedLine(((3,), (1, 2)), {"draft": (((3, 32768),), ())}, 16384, ((32768,), (49152, 16384))),),
         ),
         TokenLine(1, 5, ((2, 0), (1, 0)), True, gate_probs=((16384,) * 4, ())),
     ]
     assert list(trace) == expected
     assert list(trace) == expected
+
+
+def test_how_many_tokens_of_a_prompt_went_to_each_expert_is_read(write_lines: WriteLines) -> None:
+    lines = lines_json()
+    lines[0]["prefill"] = {"tokens": 7, "touched": [[0, 1, 3], []], "counts": [[6, 1, 7], []]}
+    first, *_ = TraceFile(write_lines(header_json(), *lines))
+    assert first == PrefillLine(0, 7, ((0, 1, 3), ()), ((6, 1, 7), ()))
+
+
+def test_the_longest_request_of_the_recorded_run_is_read(write_lines: WriteLines) -> None:
+    assert TraceFile(write_lines(header_json() | {"context": 9}, *lines_json())).header == make_header(3, context=9)
 
 
 def test_forecasts_that_are_not_wanted_are_left_out(write_lines: WriteLines) -> None:
@@ -117,7 +128,7 @@ BAD_TOKENS: list[tuple[dict[str, Any], str]] = [
     ({"rejected": [{}]}, "field rejected[0].routed: missing; expected routed"),
     (
         {"rejected": [{"routed": [[], []], "agree": True}]},
-        "field rejected[0].agree: unknown; expected one of routed, forecasts, draft_prob",
+        "field rejected[0].agree: unknown; expected one of routed, forecasts, draft_prob, weights",
     ),
     (
         {"colour": 1},
@@ -141,6 +152,10 @@ def test_a_missing_field_is_named(write_lines: WriteLines, field: str) -> None:
     assert read_error(write_lines(header_json(), *lines)) == expected
 
 
+def counted(counts: object) -> dict[str, Any]:
+    return {"tokens": 7, "touched": [[0, 1], [1, 2, 3]], "counts": counts}
+
+
 @pytest.mark.parametrize(
     ("prefill", "message"),
     [
@@ -149,6 +164,30 @@ def test_a_missing_field_is_named(write_lines: WriteLines, field: str) -> None:
         ({"tokens": 7, "touched": [[1, 0], []]}, "field prefill.touched[0]: expected ascending experts, got [1, 0]"),
         ({"tokens": 7, "touched": [[0], [9]]}, "field prefill.touched[1]: expert 9 is out of range 0..3"),
         (7, "field prefill: expected a JSON object, got int"),
+        (
+            {"tokens": 7, "touched": [[], []], "count": []},
+            "field prefill.count: unknown; expected one of tokens, touched, counts",
+        ),
+        (counted(None), "field prefill.counts: expected a list of 2 layers, got NoneType"),
+        (counted([[7, 7]]), "field prefill.counts: expected a list of 2 layers, got 1"),
+        (counted([[7, 7], 14]), "field prefill.counts[1]: expected a list, got 14"),
+        (counted([[7, 7], [7]]), "field prefill.counts[1]: expected 3 entries, got 1"),
+        (
+            counted([[7, 7], [7, 7, 0]]),
+            "field prefill.counts[1]: expected integers from 1 to the prompt's 7 tokens, got 0",
+        ),
+        (
+            counted([[8, 6], [7, 6, 1]]),
+            "field prefill.counts[0]: expected integers from 1 to the prompt's 7 tokens, got 8",
+        ),
+        (
+            counted([[7, True], [7, 6, 1]]),
+            "field prefill.counts[0]: expected integers from 1 to the prompt's 7 tokens, got True",
+        ),
+        (
+            counted([[7, 7], [7, 5, 1]]),
+            "field prefill.counts[1]: expected a sum of 14, 2 experts for each of 7 tokens, got 13",
+        ),
     ],
 )
 def test_a_bad_prefill_line_is_named(write_lines: WriteLines, prefill: object, message: str) -> None:
@@ -187,10 +226,12 @@ def _changed(*path: Any) -> dict[str, Any]:
             "field forecasts.draft.rate: unknown; expected one of kind, accuracy",
         ),
         (_changed("empty_cells", -1), "field empty_cells: expected an integer of at least 0, got -1"),
+        (_changed("context", 0), "field context: expected an integer of at least 1, got 0"),
+        (_changed("context", 8.0), "field context: expected an integer of at least 1, got 8.0"),
         (
             _changed("extra", 1),
             "field extra: unknown; expected one of format, version, tokens, model, draft, source, forecasts, "
-            "empty_cells",
+            "empty_cells, context",
         ),
     ],
 )

@@ -23,10 +23,16 @@ from spmoe.trace.schema import (
     TokenLine,
     TraceLine,
 )
-from spmoe.trace.writer import write_trace
+from spmoe.trace.writer import line_text, write_trace
 from tests.trace.conftest import header_json, lines_json, make_header
 
 shares = st.integers(0, ONE)
+
+
+def _weighted(line: RejectedLine) -> st.SearchStrategy[RejectedLine]:
+    """The line as it is, or with gate weights."""
+    weights = st.tuples(*[st.tuples(*[shares] * len(cell)) for cell in line.routed])
+    return st.just(line) | weights.map(lambda found: line._replace(weights=found))
 
 
 @st.composite
@@ -41,20 +47,25 @@ def traces(draw: st.DrawFn) -> tuple[Header, list[TraceLine]]:
     names = draw(st.sets(st.sampled_from(["draft", "next_gate"])))
     forecasts = st.fixed_dictionaries({}, optional={name: st.tuples(*[forecast] * layers) for name in sorted(names)})
     maybe_share = st.none() | shares
-    rejected = st.lists(st.builds(RejectedLine, cells, forecasts, maybe_share), max_size=2).map(tuple)
+    rejected = st.lists(st.builds(RejectedLine, cells, forecasts, maybe_share, st.none()), max_size=2)
     gate = st.just(()) | st.tuples(*[shares] * experts)
     lines: list[TraceLine] = []
     for request in sorted(draw(st.sets(st.integers(0, 50), min_size=1, max_size=3))):
         if draw(st.booleans()):
             touched = tuple(tuple(sorted(draw(st.sets(ids)))) for _ in range(layers))
-            lines.append(PrefillLine(request, draw(st.integers(1, 99)), touched))
+            prompt = draw(st.integers(1, 99))
+            # Where all tokens go to the same top_k experts, every one of these has them all.
+            every = tuple(cell if len(cell) == top_k else () for cell in touched)
+            counts = tuple((prompt,) * len(cell) for cell in every)
+            lines.append(PrefillLine(request, prompt, *((every, counts) if draw(st.booleans()) else (touched, None))))
         start = draw(st.integers(0, 9))
         for position in range(start, start + draw(st.integers(1, 3))):
             routed = draw(cells)
             weights = tuple(tuple(draw(shares) for _ in row) for row in routed) if draw(st.booleans()) else None
             gates = draw(st.none() | st.tuples(*[gate] * layers))
+            behind = tuple(draw(_weighted(each)) for each in draw(rejected))
             line = TokenLine(request, position, routed, draw(st.booleans()), draw(maybe_share), weights)
-            lines.append(line._replace(forecasts=draw(forecasts), rejected=draw(rejected), gate_probs=gates))
+            lines.append(line._replace(forecasts=draw(forecasts), rejected=behind, gate_probs=gates))
     tokens = [line for line in lines if isinstance(line, TokenLine)]
     rates = st.none() | st.floats(0, 1)
     text = st.text(st.characters(codec="utf-8"), max_size=5)
@@ -65,6 +76,7 @@ def traces(draw: st.DrawFn) -> tuple[Header, list[TraceLine]]:
         len(tokens),
         {name: ForecastOrigin(draw(st.sampled_from(["recorded", "drawn"])), draw(rates)) for name in sorted(names)},
         sum(line.routed.count(()) for line in tokens),
+        draw(st.none() | st.integers(1, 9)),
     )
     return header, lines
 
@@ -106,6 +118,10 @@ def test_the_bytes_are_the_format(tmp_path: Path) -> None:
     found = written.read_text().splitlines()
     assert list(map(json.loads, found)) == [header_json(), *lines_json()]
     assert found[1] == '{"request":0,"prefill":{"tokens":7,"touched":[[0,1],[2]]}}'
+    counted = PrefillLine(0, 7, ((0, 1), (1, 2, 3)), ((7, 7), (6, 7, 1)))
+    assert line_text(counted) == (
+        '{"request":0,"prefill":{"tokens":7,"touched":[[0,1],[1,2,3]],"counts":[[7,7],[6,7,1]]}}'
+    )
     assert found[2] == (
         '{"request":0,"position":0,"routed":[[0,1],[3,2]],"agree":true,"draft_prob":1,"weights":[[0.75,0.25],[0.5,0.5]],'
         '"forecasts":{"draft":[[[1,0.5],[0,0.25]],[]],"next_gate":[[],[[3,1]]]}}'

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spmoe.policy.belady import Requests
 from spmoe.trace.schema import TokenLine, Trace
-from spmoe.trace.windows import fixed_windows
+from spmoe.trace.windows import Request, fixed_windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ def count_uses(trace: Trace) -> Uses:
     return Uses(table, table.sum(axis=0), row)
 
 
-def most_needed(requests: Requests, gamma: int, layers: int, experts: int) -> tuple[int, ...]:
+def most_needed(requests: Iterable[Request], gamma: int, layers: int, experts: int) -> tuple[int, ...]:
     """All keys, those that most windows of `gamma` drafted tokens need first, ties by key."""
     needs = [0] * (layers * experts)
-    for request in requests():
+    for request in requests:
         for window in fixed_windows(request, gamma):
             for layer, routing in enumerate(window.routing()):
                 for expert in routing.experts:

@@ -1,4 +1,4 @@
-"""What a replay runs on: model, machine, and room for experts, resolved from names and options."""
+"""What a run is set up with: model, machine, and room for experts, resolved from names and options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_GAMMA = 1024
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Model, machine and cache of a replay.
+    """Model, machine and cache of a run.
 
     `slots` counts all layers together and is either given or what the memory leaves; `gamma` is the length asked for.
     """
@@ -94,7 +94,7 @@ def resolve_setting(
     slots: int | None = None,
     gamma: int = 4,
 ) -> Setting:
-    """Resolve the options of a replay; at most one of `vram`, `cache` and `slots` may be given.
+    """Resolve the options of a run; at most one of `vram`, `cache` and `slots` may be given.
 
     Without any, the machine's whole memory counts, less dense weights, draft, KV cache of the longest request and
     workspace.  Raises InputError for unknown names and impossible numbers.

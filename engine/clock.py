@@ -1,0 +1,238 @@
+"""Time in the engine: as it passes, or as the cost model says.
+
+A clock carries out what is handed to link and CPU, and tells what happened while an effect of the step program took its
+time.  In virtual time copies and computations are real too, but each is over when the simulator would say so: the same
+events come in the same order at the same times, so the scheduler takes the same decisions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple, Protocol
+
+import torch
+
+from engine.host import HostResult, HostWorker
+from engine.link import Completion, Link
+from spmoe.machine.cost import CostModel
+from spmoe.occupancy import CpuSchedule, LinkSchedule
+from spmoe.policy.runtime import NATIVE
+from spmoe.state.commands import Submit
+from spmoe.state.events import BatchArrived, BatchFailed, HostComputed
+
+
+class Happening(NamedTuple):
+    """Something that the scheduler has to be told, and what a failure was caused by."""
+
+    event: BatchArrived | BatchFailed | HostComputed
+    cause: Exception | None = None
+
+
+class Clock(Protocol):
+    """Methods named after what is over return what happened until then; whoever iterates tells the scheduler of each
+    before asking for the next.  Afterwards `now` is when it was over."""
+
+    now: int
+    """Nanoseconds since the run began."""
+    idle_ns: int
+    """How long the device has had nothing to compute during waits, in all."""
+
+    def submit(self, submit: Submit) -> None:
+        """Hand a batch to the link."""
+
+    def hand_over(self, layer: int, experts: Sequence[int], tokens: Sequence[int]) -> None:
+        """These experts of `layer`, with as many tokens each, have been handed to the CPU."""
+
+    def meanwhile(self) -> Iterator[Happening]:
+        """Nothing is over: what happened while something is under way."""
+
+    def between(self) -> Iterator[Happening]:
+        """The time between two programs."""
+
+    def drafted(self, first: int, end: int) -> Iterator[Happening]:
+        """The draft has gone through its share for the layers `first` to `end` (exclusive)."""
+
+    def attended(self, tokens: int, context: int) -> Iterator[Happening]:
+        """A layer's attention and router."""
+
+    def computed(self, tokens: Sequence[int]) -> Iterator[Happening]:
+        """Experts in slots, with as many tokens each."""
+
+    def accepted(self) -> Iterator[Happening]:
+        """The tokens that a pass puts out are chosen."""
+
+    def wait(self) -> Iterator[Happening]:
+        """Wait for something to happen; at least one thing does."""
+
+
+class RealClock:
+    """Time as it passes: what happened is known when it is looked for."""
+
+    def __init__(self, link: Link, host: HostWorker, start_ns: int, device: torch.device) -> None:
+        """`start_ns` is what the times of link and host count from."""
+        self._link = link
+        self._host = host
+        self._start_ns = start_ns
+        self._device = device
+        self.now = 0
+        self.idle_ns = 0
+
+    def submit(self, submit: Submit) -> None:
+        self._link.submit(submit)
+
+    def hand_over(self, layer: int, experts: Sequence[int], tokens: Sequence[int]) -> None:
+        pass
+
+    def meanwhile(self) -> Iterator[Happening]:
+        for completion in self._link.completions():
+            yield self._arrival(completion)
+        if self._host.outstanding:
+            for result in self._host.finished():
+                yield self._result(result)
+        self._look()
+
+    def between(self) -> Iterator[Happening]:
+        return self.meanwhile()
+
+    def drafted(self, first: int, end: int) -> Iterator[Happening]:
+        return self.meanwhile()
+
+    def attended(self, tokens: int, context: int) -> Iterator[Happening]:
+        return self.meanwhile()
+
+    def computed(self, tokens: Sequence[int]) -> Iterator[Happening]:
+        return self.meanwhile()
+
+    def accepted(self) -> Iterator[Happening]:
+        return self.meanwhile()
+
+    def wait(self) -> Iterator[Happening]:
+        if self._device.type == "cuda":
+            yield self._poll_beside_device()
+            return
+        began = time.perf_counter_ns()
+        if not self._host.outstanding:
+            happening = self._arrival(self._link.wait())
+        elif not self._link.outstanding:
+            happening = self._result(self._host.wait())
+        else:
+            happening = self._poll()
+        self.idle_ns += time.perf_counter_ns() - began
+        yield happening
+
+    def _poll(self) -> Happening:
+        """Whatever comes first from two sides."""
+        while True:
+            for result in self._host.finished(1):
+                return self._result(result)
+            try:
+                return self._arrival(self._link.wait(1e-4))
+            except TimeoutError:
+                pass
+
+    def _poll_beside_device(self) -> Happening:
+        """The device may still be computing what was enqueued before: it is idle from when it is through."""
+        through = torch.cuda.Event()
+        through.record(torch.cuda.current_stream(self._device))
+        idle_from: int | None = None
+        while True:
+            if idle_from is None and through.query():
+                idle_from = time.perf_counter_ns()
+            happening: Happening | None = None
+            for result in self._host.finished(1):
+                happening = self._result(result)
+            if happening is None and self._link.outstanding:
+                try:
+                    happening = self._arrival(self._link.wait(0))
+                except TimeoutError:
+                    time.sleep(0)  # The link's worker needs the interpreter, too.
+            if happening is not None:
+                if idle_from is not None:
+                    self.idle_ns += time.perf_counter_ns() - idle_from
+                return happening
+
+    def _look(self) -> None:
+        self.now = time.perf_counter_ns() - self._start_ns
+
+    def _arrival(self, completion: Completion) -> Happening:
+        self._look()
+        if completion.error is not None:
+            return Happening(BatchFailed(self.now, completion.batch), completion.error)
+        return Happening(BatchArrived(self.now, completion.batch, completion.started_ns, completion.ended_ns))
+
+    def _result(self, result: HostResult) -> Happening:
+        self._look()
+        return Happening(HostComputed(self.now, result.layer, result.expert, result.started_ns, result.ended_ns))
+
+
+class VirtualClock:
+    """The times of a cost model, for runs that decide as the simulator does."""
+
+    def __init__(self, link: Link, host: HostWorker, cost: CostModel) -> None:
+        self._link = link
+        self._host = host
+        self._cost = cost
+        self._link_times = LinkSchedule(cost, NATIVE)
+        self._cpu_times = CpuSchedule(cost)
+        self._due: list[tuple[int, int, int, BatchArrived | HostComputed]] = []
+        """A heap of (time, rank among equals, number, event): arrivals before the CPU's results."""
+        self._number = 0
+        self.now = 0
+        self.idle_ns = 0
+
+    def submit(self, submit: Submit) -> None:
+        self._link.submit(submit)
+        started, ended = self._link_times.submit(submit, self.now)
+        self._expect(0, BatchArrived(ended, submit.batch, started, ended))
+
+    def hand_over(self, layer: int, experts: Sequence[int], tokens: Sequence[int]) -> None:
+        times = self._cpu_times.compute(tokens, self.now)
+        for expert, (started, ended) in zip(experts, times, strict=True):
+            self._expect(1, HostComputed(ended, layer, expert, started, ended))
+
+    def meanwhile(self) -> Iterator[Happening]:
+        return iter(())
+
+    def between(self) -> Iterator[Happening]:
+        return iter(())
+
+    def drafted(self, first: int, end: int) -> Iterator[Happening]:
+        return self._pass(self._cost.draft_layers_ns(first, end))
+
+    def attended(self, tokens: int, context: int) -> Iterator[Happening]:
+        return self._pass(self._cost.layer_ns(tokens, context))
+
+    def computed(self, tokens: Sequence[int]) -> Iterator[Happening]:
+        return self._pass(sum(self._cost.expert_times(tokens)))
+
+    def accepted(self) -> Iterator[Happening]:
+        return self._pass(0)
+
+    def wait(self) -> Iterator[Happening]:
+        if not self._due:
+            raise RuntimeError(f"nothing is left to happen at {self.now} ns, and the verifier still waits")
+        began = self.now
+        happening = self._next()
+        self.idle_ns += self.now - began
+        yield happening
+
+    def _expect(self, rank: int, event: BatchArrived | HostComputed) -> None:
+        heappush(self._due, (event.time, rank, self._number, event))
+        self._number += 1
+
+    def _pass(self, duration: int) -> Iterator[Happening]:
+        end = self.now + duration
+        while self._due and self._due[0][0] <= end:
+            yield self._next()
+        self.now = end
+
+    def _next(self) -> Happening:
+        """What happens next, once it has really happened too."""
+        self.now, _, _, event = heappop(self._due)
+        if isinstance(event, HostComputed):
+            self._host.wait()
+            return Happening(event)
+        error = self._link.wait().error
+        return Happening(event) if error is None else Happening(BatchFailed(event.time, event.batch), error)

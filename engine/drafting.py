@@ -1,0 +1,160 @@
+"""The draft model: proposes tokens, and shows on the way what the target will need (SP-MoE, arXiv 2510.10302).
+
+The residual stream behind the attention of a draft layer goes through the norm and the router of the target's matching
+layer while the draft runs, so that prefetches start before the first token is drafted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from engine.driver import Driver
+from engine.families import MoeLayer, attention_norm
+from engine.readout import forecasts, read
+from engine.record import Recorder
+from engine.sampling import Proposal, Sampler
+from spmoe.errors import InputError
+from spmoe.state.events import Forecast
+from spmoe.step import DraftLayers
+from spmoe.trace.schema import ONE
+
+REVIEW = 256
+"""Tokens that a review reads at once: bounds the memory that their logits take."""
+
+
+class Draft:
+    """A dense model beside the target, on the same device."""
+
+    def __init__(
+        self,
+        model: Any,
+        driver: Driver,
+        layers: tuple[MoeLayer, ...],
+        layer_map: tuple[int, ...] | None,
+        predicted: int,
+        recorder: Recorder | None,
+    ) -> None:
+        """`layer_map`: for each of the target's MoE layers the draft layer whose states stand for its own; None where
+        the draft's states say nothing.  `predicted`: for how many leading layers the policy wants forecasts."""
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._driver = driver
+        self._layers = layers
+        self._recorder = recorder
+        self._cache = DynamicCache()
+        self._seen = 0
+        """Tokens of the request that are in the cache."""
+        self._wanted = 0 if layer_map is None else len(layers) if recorder else predicted
+        self._found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """Of the pass under way, per target layer: experts and probabilities [rows, k]."""
+        self._rows = 1
+        """Of how many of the pass's last tokens forecasts are made."""
+        if layer_map is not None and self._wanted:
+            norms = draft_norms(model)
+            for number in sorted(set(layer_map[: self._wanted])):
+                fitting = [layer for layer in layers[: self._wanted] if layer_map[layer.index] == number]
+                norms[number].register_forward_pre_hook(partial(self._passed, fitting))
+
+    def begin(self) -> None:
+        """A new request: nothing is in the context."""
+        self._cache = DynamicCache()
+        self._seen = 0
+
+    def propose(self, tokens: Sequence[int], sampler: Sampler) -> Proposal:
+        """Proposes what follows `tokens`, all of the request so far; answers the driver's effects as it goes."""
+        self._found.clear()
+        self._rows = 1
+        logits = self._forward(tokens[self._seen :])
+        proposal = sampler.propose(logits[-1])
+        share = min(ONE, int(proposal.probability * ONE + 0.5))
+        if self._recorder is not None:
+            self._recorder.drafted(share, self._forecasts(0, len(self._layers))[0] if self._wanted else None)
+        self._driver.answer(share)
+        return proposal
+
+    def forget(self, length: int) -> None:
+        """Keeps the first `length` tokens of the request at most."""
+        if self._seen > length:
+            self._cache.crop(length - self._seen)
+            self._seen = length
+
+    def review(self, tokens: Sequence[int]) -> list[tuple[int, int, tuple[Forecast, ...] | None]]:
+        """For each token of a finished request: what the draft would have proposed next, the probability (/65536), and
+        its forecasts for all layers (None where its states say nothing)."""
+        self.begin()
+        seen: list[tuple[int, int, tuple[Forecast, ...] | None]] = []
+        for start in range(0, len(tokens), REVIEW):
+            part = tokens[start : start + REVIEW]
+            self._found.clear()
+            self._rows = len(part)
+            probabilities, proposed = self._forward(part, len(part)).float().softmax(-1).max(-1)
+            shares = [min(ONE, int(each * ONE + 0.5)) for each in probabilities.tolist()]
+            rows = self._forecasts(0, len(self._layers)) if self._wanted else [None] * len(part)
+            seen += zip(proposed.tolist(), shares, rows, strict=True)
+        self.begin()
+        return seen
+
+    def _forward(self, tokens: Sequence[int], keep: int = 1) -> torch.Tensor:
+        inputs = torch.tensor([tokens], device=self._device)
+        output = self._model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+        self._seen += len(tokens)
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _passed(self, fitting: Sequence[MoeLayer], _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        """A draft layer's attention is done: forecasts for the target layers that it stands for."""
+        residual = arguments[0][0, -self._rows :]
+        for layer in fitting:
+            self._found[layer.index] = layer.forecast(residual)
+        driver = self._driver
+        if driver.asked is not None:
+            while type(asked := driver.asked) is DraftLayers and all(
+                layer in self._found for layer in range(asked.first, asked.end)
+            ):
+                driver.answer(self._forecasts(asked.first, asked.end)[0])
+            driver.look()
+
+    def _forecasts(self, first: int, end: int) -> list[tuple[Forecast, ...]]:
+        """Per row, the forecasts for layers `first` to `end` (exclusive)."""
+        found = [self._found[layer] for layer in range(first, end)]
+        experts, shares = read([torch.stack([each[0] for each in found]), torch.stack([each[1] for each in found])])
+        layers = [forecasts(ids, each) for ids, each in zip(experts, shares, strict=True)]
+        return list(zip(*layers, strict=True))
+
+
+def draft_norms(model: Any) -> list[torch.nn.Module]:
+    """The norm behind the attention of every decoder layer; empty where the family calls it otherwise."""
+    layers = getattr(getattr(model, "model", None), "layers", ())
+    norms = [attention_norm(layer) for layer in layers]
+    return [norm for norm in norms if norm is not None] if all(norms) else []
+
+
+def match_layers(
+    layers: tuple[MoeLayer, ...], depth: int, width: int, model: Any, given: Sequence[int] | None
+) -> tuple[tuple[int, ...] | None, str]:
+    """For each MoE layer of a target with `depth` layers of `width` the matching layer of the draft `model`.
+
+    None, and why, where the draft's states cannot go through the target's routers: `given` by the user is a map that
+    fits another depth, but nothing helps against another width.  Raises InputError for a map that does not fit.
+    """
+    config = model.config.get_text_config()
+    norms = draft_norms(model)
+    if given is not None and (len(given) != len(layers) or not all(0 <= number < len(norms) for number in given)):
+        raise InputError(
+            f"layer map: expected {len(layers)} numbers of draft layers within 0..{len(norms) - 1}, "
+            f"got {','.join(map(str, given))}"
+        )
+    if config.hidden_size != width:
+        return None, f"the draft is {config.hidden_size} wide, the target {width}"
+    if not norms or any(layer.norm is None for layer in layers):
+        return None, "the norm behind attention was not found in both models"
+    if given is not None:
+        return tuple(given), ""
+    if len(norms) != depth:
+        return None, f"the draft has {len(norms)} layers, the target {depth}; a layer map would match them"
+    return tuple(layer.decoder_layer for layer in layers), ""

@@ -1,0 +1,230 @@
+"""Interprets the step program beside a forward pass: the engine's side of ``docs/contract.md``.
+
+transformers drives the layers.  The driver holds the core's step program (`spmoe.step`), and whoever sits in a forward
+pass answers its effects as they are done: the draft's layers and tokens, the target's attention, the choice of tokens.
+An answer advances the program through all that it asks for in between (experts, waits) until it needs the forward
+pass to go on.
+
+One thread calls the scheduler: the one that runs the models.  It looks for arrivals at every layer and after every
+expert, and until it does the link still has work, since as many as `depth` batches are submitted ahead.  So there is no
+lock, and the order of the log is the order of the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from engine.clock import Clock, Happening
+from spmoe.scheduler import Scheduler, TransferFailed
+from spmoe.state.commands import Command, Reply, Submit
+from spmoe.state.events import BatchArrived, BatchFailed, Event, HostComputed, LayerReached, RequestBegun
+from spmoe.step import (
+    Accept,
+    Attention,
+    Compute,
+    ComputeLanded,
+    DraftLayers,
+    DraftToken,
+    Effect,
+    HostCompute,
+    Outcome,
+    Program,
+    Routed,
+    prefill,
+    step,
+)
+
+Observer = Callable[[Event, tuple[Command, ...]], None]
+"""Sees every event with the scheduler's answer: metrics, logs and timelines are such."""
+
+Asked = DraftLayers | DraftToken | Attention | Accept
+"""Effects that are done when a forward pass gets there."""
+
+
+class Kernels(Protocol):
+    """Computes the experts of the layer that was reached."""
+
+    def compute(self, expert: int, slot: int) -> None:
+        """An expert whose weights lie in `slot`; under CUDA it may only be enqueued."""
+
+    def enqueued(self, slots: Iterable[int]) -> None:
+        """All of an effect's experts are: from now on these slots are in use until the device is through."""
+
+    def compute_on_host(self, experts: Sequence[int]) -> None:
+        """Have the CPU compute these, in this order, and return at once."""
+
+
+class Driver:
+    """Advances the program of a pass and tells the scheduler what happened.
+
+    Errors leave the program where it is: after one the driver must not be used again.
+    """
+
+    def __init__(self, scheduler: Scheduler, clock: Clock, observers: tuple[Observer, ...] = ()) -> None:
+        self._scheduler = scheduler
+        self._clock = clock
+        self._observers = observers
+        self._layers = scheduler.config.layers
+        self._experts = scheduler.config.experts
+        self._program: Program | None = None
+        self.asked: Asked | None = None
+        """What the program needs of a forward pass next; None between programs."""
+        self._tokens = self._position = 0
+        """Tokens of the pass, and the position of the first."""
+        self._reading = False
+        """Whether the pass reads a prompt."""
+        self._kernels: Kernels
+        self._counts: Mapping[int, int] = {}
+        """Tokens of each expert of the layer that was reached."""
+        self._layer = 0
+        self._landed: list[int] = []
+        """Keys that arrived since that layer was reached and did not compute yet."""
+        self._results: list[int] = []
+        """Experts of that layer that the CPU has computed since."""
+        self._on_host: frozenset[int] = frozenset()
+        """Keys of that layer that the CPU computes; their weights may arrive all the same."""
+        self._batches: dict[int, Submit] = {}
+        self._slots: dict[int, int] = {}
+        """Where the experts are that have arrived, by key."""
+
+    def begin(self, request: int, popular: tuple[int, ...] = ()) -> None:
+        """A request starts; `popular` as in `RequestBegun`."""
+        self._deliver(self._clock.between())
+        self._dispatch(RequestBegun(self._clock.now, request, popular))
+
+    def prefill(self, tokens: int, touched: tuple[tuple[int, ...], ...] = ()) -> None:
+        """A forward pass over a prompt of so many tokens is about to begin; `touched` as in `PrefillBegun`."""
+        self._tokens, self._position, self._reading = tokens, 0, True
+        self._deliver(self._clock.between())
+        self._start(prefill(self._dispatch, self._clock.now, tokens, self._layers, touched))
+
+    def step(self, position: int, limit: int) -> None:
+        """A round begins whose first input is the token at `position`; at most `limit` tokens may be drafted."""
+        self._tokens, self._position, self._reading = 1, position, False
+        self._deliver(self._clock.between())
+        self._start(step(self._dispatch, self._clock.now, limit, self._layers))
+
+    def reach(self, routed: Routed, kernels: Kernels) -> None:
+        """The attention asked for is done and its router has spoken: has `kernels` compute the layer's experts."""
+        self._kernels = kernels
+        self._counts = dict(zip(routed.experts, routed.tokens, strict=True))
+        self.answer(routed)
+
+    def look(self) -> None:
+        """Something is under way in a forward pass, and it is a good moment to see what arrived."""
+        self._deliver(self._clock.meanwhile())
+
+    def answer(self, value: Any) -> None:
+        """What was asked for is done, and this came of it."""
+        effect, clock = self.asked, self._clock
+        began = clock.now
+        if type(effect) is Attention:
+            over = clock.attended(self._tokens, self._position + self._tokens)
+        elif type(effect) is DraftLayers:
+            over = clock.drafted(effect.first, effect.end)
+        elif type(effect) is DraftToken:
+            over = clock.drafted(effect.first_layer, self._layers)
+            self._tokens += 1
+        else:
+            over = clock.accepted()
+        self._deliver(over)
+        self._advance((began, clock.now, value))
+
+    def _start(self, program: Program) -> None:
+        if self._program is not None:
+            raise RuntimeError("a pass is still under way; it was left with an error")
+        self._program = program
+        self._advance(None)
+
+    def _advance(self, outcome: Outcome | None) -> None:
+        """Resume the program and carry out what it asks for, until that is up to a forward pass."""
+        assert self._program is not None
+        send = self._program.send
+        try:
+            while True:
+                effect: Effect = send(outcome)  # type: ignore[arg-type]
+                if type(effect) is Compute:
+                    outcome = self._compute(effect.experts)
+                elif type(effect) is ComputeLanded:
+                    outcome = self._compute_landed(effect)
+                elif type(effect) is HostCompute:
+                    outcome = self._compute_on_host(effect.experts)
+                else:
+                    self.asked = effect  # type: ignore[assignment]
+                    return
+        except StopIteration:
+            self._program = self.asked = None
+
+    def _compute(self, experts: Sequence[int]) -> Outcome:
+        clock, first = self._clock, self._layer * self._experts
+        began = clock.now
+        slots = [self._slots[first + expert] for expert in experts]
+        for expert, slot in zip(experts, slots, strict=True):
+            self._kernels.compute(expert, slot)
+            self._deliver(clock.meanwhile())
+        self._kernels.enqueued(slots)
+        self._deliver(clock.computed([self._counts[expert] for expert in experts]))
+        return began, clock.now, None
+
+    def _compute_on_host(self, experts: tuple[int, ...]) -> Outcome:
+        now = self._clock.now
+        self._on_host = frozenset([self._layer * self._experts + expert for expert in experts])
+        self._kernels.compute_on_host(experts)
+        self._clock.hand_over(self._layer, experts, [self._counts[expert] for expert in experts])
+        return now, now, None
+
+    def _compute_landed(self, effect: ComputeLanded) -> Outcome:
+        clock, missing, first = self._clock, effect.missing, effect.layer * self._experts
+        waiting_since, idle_before = clock.now, clock.idle_ns
+        while True:
+            landed = [key - first for key in self._landed if key - first in missing]
+            done = [expert for expert in self._results if expert in missing]
+            if landed or done:
+                break
+            self._deliver(clock.wait())
+        self._landed = [key for key in self._landed if key - first not in missing]
+        self._results = [expert for expert in self._results if expert not in missing]
+        # A device that still computes what it was given before does not wait, though we do.
+        began = waiting_since + clock.idle_ns - idle_before
+        ended = self._compute(landed)[1] if landed else clock.now
+        return began, ended, (*landed, *done)
+
+    def _deliver(self, happenings: Iterator[Happening]) -> None:
+        """Tell the scheduler what happened, one thing after the other."""
+        for event, cause in happenings:
+            if type(event) is HostComputed:
+                self._dispatch(event)
+                self._results.append(event.expert)
+            elif type(event) is BatchArrived:
+                batch = self._batches.pop(event.batch)
+                for key, slot, _ in batch.loads:
+                    self._slots[key] = slot
+                self._dispatch(event)
+                self._landed += [key for key, _, _ in batch.loads if key not in self._on_host]
+            elif type(event) is BatchFailed:
+                try:
+                    self._dispatch(event)
+                except TransferFailed as error:
+                    raise TransferFailed(f"{error}: {cause}") from cause
+
+    def _dispatch(self, event: Event) -> Reply | None:
+        if type(event) is LayerReached:
+            # What arrived before is among the hits, or gone again.
+            self._landed.clear()
+            self._on_host = frozenset()
+            self._layer = event.layer
+        commands = self._scheduler.handle(event)
+        for observe in self._observers:
+            observe(event, commands)
+        reply: Reply | None = None
+        for command in commands:
+            if type(command) is Submit:
+                for _, _, evicted in command.loads:
+                    if evicted is not None:
+                        self._slots.pop(evicted, None)  # Gone already where a failed batch is tried again.
+                self._batches[command.batch] = command
+                self._clock.submit(command)
+            else:
+                reply = command  # type: ignore[assignment]
+        return reply

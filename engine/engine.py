@@ -1,0 +1,231 @@
+"""A model that runs with its experts in host memory: load, generate, close."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from engine.clock import Clock, RealClock, VirtualClock
+from engine.decode import Decoder
+from engine.drafting import Draft
+from engine.driver import Driver, Observer
+from engine.families import find_moe_layers
+from engine.host import HostWorker
+from engine.link import Link
+from engine.loader import load_experts, load_rest
+from engine.options import Options
+from engine.pair import load_draft
+from engine.plan import Plan, make_plan
+from engine.record import Recorder
+from engine.sampling import Sampler
+from engine.slots import SlotBuffer
+from engine.store import HostStore
+from engine.target import Target, Told
+from engine.text import TextPieces
+from spmoe.errors import InputError
+from spmoe.results.metrics import Metrics, MetricsFold
+from spmoe.results.transfers import TransferFold, Transfers
+from spmoe.scheduler import Scheduler
+
+
+class Piece(NamedTuple):
+    """What a round put out: its tokens, and the text that they bring to an end (empty without a tokenizer)."""
+
+    tokens: tuple[int, ...]
+    text: str
+
+
+class Generation(NamedTuple):
+    """What a request put out: its tokens, without the prompt's, and their text (empty without a tokenizer)."""
+
+    tokens: tuple[int, ...]
+    text: str
+
+
+class Engine:
+    """A Mixture-of-Experts model whose experts travel, and the draft model that speculates for it.
+
+    Use it in a `with` block, or `close` it: threads and memory are its own.  One request at a time, batch 1.
+    """
+
+    def __init__(self, plan: Plan, observers: Sequence[Observer] = (), *, record: bool = False) -> None:
+        """Loads what `plan` says; `observers` see every event with the scheduler's answer, and with `record` notes are
+        taken for a trace.
+
+        Raises InputError where memory does not suffice or a checkpoint turns out bad.
+        """
+        self.plan = plan
+        with ExitStack() as stack:
+            self._load(stack)
+            self._connect(stack, tuple(observers), record)
+            self._stack = stack.pop_all()
+        self._busy = False
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, draft: str | Path | None = None, *, record: bool = False, **options: Any
+    ) -> Self:
+        """Loads the checkpoint folders `model` and `draft` (None: decode without speculation).
+
+        `policy` names a recipe (`python -m sim policies` lists them).  `vram` (a size, or bytes), `cache` (share of all
+        experts) or `slots` (experts) says how much room experts have on the device.  `gamma` is how many tokens a round
+        drafts, `cutoff` for how many leading layers SP-MoE prefetches, `context` the longest request, in tokens, that
+        room is reckoned for.  `device` is "cuda" or "cpu", `dtype` "float32", "bfloat16", "float16" or "float64".
+        `hardware` is the profile whose figures the policy reckons with.  On the CPU `link_gbps` slows copies down to a
+        link of so many 10^9 bytes per second.  `virtual_time` names a profile: the run then decides as a simulation of
+        that machine would.  `layer_map`: for each MoE layer the draft layer that matches it, where the two models
+        differ in depth.  `earlier` is a trace of an earlier run, for policies that learn from one.  `lossy` allows
+        policies that change the model's output.  `host_memory` is how many bytes of host memory may be taken (None:
+        what is available).  With `record`, notes are taken for `recorder`.
+
+        Raises InputError, one line, for whatever is wrong with folders or options.
+        """
+        plan = make_plan(Path(model), None if draft is None else Path(draft), Options(**options))
+        return cls(plan, record=record)
+
+    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> Generation:
+        """What follows `prompt` (text, or token ids); `sampling` as in `stream`."""
+        pieces = list(self.stream(prompt, max_new_tokens, **sampling))
+        return Generation(
+            tuple(token for piece in pieces for token in piece.tokens), "".join(piece.text for piece in pieces)
+        )
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Iterator[Piece]:
+        """What follows `prompt`, round by round.  Time that passes between two pieces counts as decoding.
+
+        Ends after `max_new_tokens` tokens or, unless `ignore_eos`, with the model's end-of-sequence token.
+        `temperature` 0 is greedy; else tokens are drawn, with `seed` (None: any) the same ones again.
+
+        Raises InputError for a prompt or numbers out of range, `TransferFailed` where a copy failed twice, and
+        RuntimeError where the engine is closed, busy with another request or broken by an earlier error.
+        """
+        tokens = self.encode(prompt)
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+        if len(tokens) + max_new_tokens > self.plan.context:
+            raise InputError(
+                f"context: room is reckoned for {self.plan.context} tokens, got {len(tokens)} of prompt and "
+                f"{max_new_tokens} new"
+            )
+        sampler = Sampler(temperature, seed, self._vocabulary)
+        return self._stream(tokens, max_new_tokens, frozenset() if ignore_eos else self._ends, sampler)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """The token ids of `prompt`; InputError for an empty one, unknown ids, and text where there is no tokenizer."""
+        if isinstance(prompt, str):
+            if self.plan.tokenizer is None:
+                folder = self.plan.blueprint.checkpoint.folder
+                raise InputError(f"{folder}: expected a tokenizer for a prompt that is text")
+            tokens = list(self.plan.tokenizer(prompt)["input_ids"])
+        else:
+            tokens = list(map(int, prompt))
+        if not tokens:
+            raise InputError("prompt: expected at least one token")
+        if not all(0 <= token < self._vocabulary for token in tokens):
+            raise InputError(f"prompt: expected token ids within 0..{self._vocabulary - 1}")
+        return tokens
+
+    def metrics(self) -> Metrics:
+        """What all requests so far came to."""
+        return self._metrics.result()
+
+    def transfers(self) -> Transfers:
+        """What the link has moved so far, and what became of drafted tokens."""
+        return self._transfers.result()
+
+    def close(self) -> None:
+        """Stops the threads and gives the memory back.  Idempotent."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, stack: ExitStack) -> None:
+        """Models, host store and slots."""
+        plan = self.plan
+        plan.check_memory()
+        blueprint, device = plan.blueprint, plan.device
+        # Slots first: should they not fit the device, nobody has waited for the files yet.
+        self._slots = SlotBuffer(blueprint.layout, plan.setting.slots, device)
+        self._model = load_rest(blueprint).to(device)
+        self._draft_model = None if plan.draft is None else load_draft(plan.draft, plan.dtype, device)
+        self._store = HostStore(blueprint.layout, blueprint.geometry.keys, device.type == "cuda")
+        load_experts(blueprint, self._store)
+        self._store.seal()
+        stack.callback(self._free)
+        self._vocabulary: int = self._model.config.get_text_config().vocab_size
+        ends = self._model.generation_config.eos_token_id
+        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+    def _connect(self, stack: ExitStack, observers: tuple[Observer, ...], record: bool) -> None:
+        """Scheduler, link, CPU and clock, and the models with them."""
+        plan = self.plan
+        config, recipe, setting = plan.config, plan.recipe, plan.setting
+        scheduler = Scheduler(config, plan.foreknowledge.future)
+        start = time.perf_counter_ns()
+        gbps = plan.options.link_gbps
+        latency = 0 if gbps is None else setting.hardware.link.latency_ns
+        link = stack.enter_context(
+            Link(self._store, self._slots, config.depth, gbps, latency_ns=latency, start_ns=start)
+        )
+        host = stack.enter_context(HostWorker(start))
+        clock: Clock = (
+            RealClock(link, host, start, plan.device)
+            if plan.options.virtual_time is None
+            else VirtualClock(link, host, setting.cost)
+        )
+        self._metrics = MetricsFold(config.experts)
+        self._transfers = TransferFold(setting.budget.expert)
+        driver = Driver(scheduler, clock, (self._metrics.observe, self._transfers.observe, *observers))
+        self.recorder = Recorder(config.layers, config.experts) if record else None
+        told = Told("next_gate" in recipe.needs, "gates" in recipe.needs, recipe.gate)
+        layers = find_moe_layers(self._model)
+        target = Target(self._model, layers, self._store, self._slots, host, driver, told, self.recorder)
+        draft = None
+        if self._draft_model is not None:
+            predicted = scheduler.forecast.predicted_layers
+            draft = Draft(self._draft_model, driver, layers, plan.layer_map, predicted, self.recorder)
+        known = plan.foreknowledge
+        self._decoder = Decoder(driver, target, draft, setting.gamma, known.popular, known.touched, self.recorder)
+
+    def _stream(self, prompt: list[int], budget: int, ends: frozenset[int], sampler: Sampler) -> Iterator[Piece]:
+        if self._busy:
+            raise RuntimeError("the engine is busy with another request, or was left in the middle of one by an error")
+        self._busy = True
+        text = None if self.plan.tokenizer is None else TextPieces(self.plan.tokenizer)
+        done = 0
+        with closing(self._decoder.run(prompt, budget, ends, sampler)) as rounds:
+            for tokens in rounds:
+                done += len(tokens)
+                piece = "" if text is None else text.feed(tokens)
+                if text is not None and (done == budget or tokens[-1] in ends):
+                    piece += text.finish()
+                try:
+                    yield Piece(tuple(tokens), piece)
+                except GeneratorExit:
+                    self._busy = False  # Between two rounds: another request may follow.
+                    raise
+        self._busy = False
+
+    def _free(self) -> None:
+        """Lets go of everything large."""
+        del self._model, self._draft_model, self._store, self._slots
+        if hasattr(self, "_decoder"):
+            del self._decoder

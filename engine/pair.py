@@ -1,0 +1,77 @@
+"""What makes a draft fit its target: loading it, describing it, and checking that both speak of the same tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.families import find_moe_layers, kv_values
+from engine.loader import load_tokenizer, quiet, refusing
+from spmoe.errors import InputError
+from spmoe.machine.geometry import Geometry
+from spmoe.trace.schema import DraftShape, ModelShape
+
+_SHOWN = 40
+"""Characters of a token in a message."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+def find_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`, None where there is none; InputError for one that cannot be loaded."""
+    there = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return load_tokenizer(folder) if there else None
+
+
+def load_draft(folder: str | Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model in `folder`, all of it on `device`, in evaluation mode.  InputError for whatever is wrong with it."""
+    with refusing(f"{folder}: the draft cannot be loaded"), quiet():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    with torch.no_grad():
+        for each in [*model.parameters(), *model.buffers()]:
+            each.data = each.data.clone()  # No views of a mapped file, which may be replaced.
+    return model.to(device).eval()
+
+
+def describe_draft(model: Any, name: str) -> DraftShape:
+    """What a trace says of the draft `model`."""
+    config = model.config.get_text_config()
+    params = sum(each.numel() for each in model.parameters())
+    layers = find_moe_layers(model)
+    experts = sum(each.numel() for layer in layers for each in layer.expert_parameters().values())
+    asleep = experts - experts * config.num_experts_per_tok // layers[0].experts.num_experts if layers else 0
+    return DraftShape(name, params, params - asleep, 2 * config.num_hidden_layers * kv_values(config))
+
+
+def describe_target(geometry: Geometry) -> ModelShape:
+    """What a trace says of a target."""
+    return ModelShape(
+        geometry.name,
+        geometry.layers,
+        geometry.experts,
+        geometry.top_k,
+        geometry.expert_params,
+        geometry.dense_params,
+        geometry.kv_bytes_per_token,
+    )
+
+
+def check_tokenizers(target: Any, draft: Any, source: str) -> None:
+    """InputError where the draft's tokenizer gives a token another number than the target's.
+
+    Tokens that only one of them has are fine: vocabularies are padded and extended.
+    """
+    ours, theirs = target.get_vocab(), draft.get_vocab()
+    names = {number: token for token, number in ours.items()}
+    for token, number in sorted(theirs.items(), key=lambda item: item[1]):
+        known = ours.get(token)
+        if known != number and (known is not None or number in names):
+            raise InputError(
+                f"{source}: expected the target's tokenizer; token {number} is {token[:_SHOWN]!r} to the draft and "
+                f"{names.get(number, 'nothing')[:_SHOWN]!r} to the target"
+            )

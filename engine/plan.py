@@ -1,0 +1,176 @@
+"""What a run will be like: everything that can be decided, and refused, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.drafting import match_layers
+from engine.families import MoeLayer, find_moe_layers
+from engine.foreknowledge import Foreknowledge
+from engine.loader import Blueprint, read_blueprint, read_shell
+from engine.options import CONTEXT, CPU_CACHE, GAMMA, Options, bits_of
+from engine.pair import check_tokenizers, describe_draft, describe_target, find_tokenizer
+from engine.store import require_memory
+from spmoe.config import SchedulerConfig, configure
+from spmoe.errors import InputError
+from spmoe.policy.recipe import Recipe
+from spmoe.policy.registry import fallback as stand_in
+from spmoe.policy.registry import recipe as find_recipe
+from spmoe.setting import Setting, resolve_setting
+from spmoe.trace.schema import DraftShape, Header, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Models, policy and room of a run.
+
+    `draft` is the draft's folder; `layer_map` as in `Draft`; `fallback` says why `recipe` is not the one asked for.
+    `tokenizer` is None where the model has none.  `draft_bytes` is what the draft takes in memory.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    blueprint: Blueprint
+    draft: Path | None
+    draft_shape: DraftShape | None
+    draft_bytes: int
+    layer_map: tuple[int, ...] | None
+    tokenizer: Any
+    recipe: Recipe
+    fallback: str
+    setting: Setting
+    config: SchedulerConfig
+    context: int
+    foreknowledge: Foreknowledge
+    options: Options
+
+    @property
+    def slot_bytes(self) -> int:
+        """What the slots take on the device."""
+        return self.setting.slots * self.blueprint.layout.size
+
+    def header(self, source: Source, tokens: int) -> Header:
+        """The header of a trace of this run."""
+        return _header(self.blueprint, self.draft_shape, self.context, source, tokens)
+
+    def check_memory(self) -> None:
+        """InputError where host memory is too little for models and, on the CPU, slots."""
+        needed, what = self.blueprint.host_bytes, str(self.blueprint.checkpoint.folder)
+        if self.device.type == "cpu":
+            needed += self.slot_bytes + self.draft_bytes
+            what += f", {self.setting.slots} slots" + ("" if self.draft is None else f" and {self.draft}")
+        require_memory(needed, self.options.host_memory, what)
+
+
+def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
+    """Reads configurations and file headers, no weights.  Raises InputError for whatever cannot be run."""
+    device = options.resolve_device()
+    dtype = options.resolve_dtype(device)
+    hardware = options.resolve_hardware()
+    blueprint = read_blueprint(model, dtype)
+    layers = find_moe_layers(blueprint.shell)
+    tokenizer = find_tokenizer(model)
+    shell = None if draft is None else read_shell(draft, dtype)
+    if shell is None and options.gamma:
+        raise InputError(f"gamma: expected a draft model to draft {options.gamma} tokens with, got none")
+    if draft is not None:
+        _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
+    shape = None if draft is None else describe_draft(shell, draft.resolve().name)
+    layer_map, why = _match(layers, blueprint.shell, shell, options)
+    recipe, fallback = _choose(options, layers, layer_map, why)
+    context = CONTEXT if options.context is None else options.context
+    if context < 2:
+        raise InputError(f"context: expected at least 2 tokens, got {context}")
+    setting = resolve_setting(
+        _header(blueprint, shape, context, Source("recorded", "", "", ""), 1),
+        context,
+        hardware=hardware,
+        bits=bits_of(dtype),
+        gamma=0 if shell is None else GAMMA if options.gamma is None else options.gamma,
+        **_room(options, device),
+    )
+    least = recipe.placement.least(setting.shape)
+    if setting.slots < least:
+        raise InputError(f"policy {recipe.name}: needs at least {least} slots, and there are {setting.slots}")
+    if "cpu" in recipe.needs and hardware.cpu is None:
+        raise InputError(
+            f"policy {recipe.name}: needs the speed of the CPU, which hardware {hardware.name} does not tell"
+        )
+    config, _ = configure(recipe, setting.cost, setting.slots, setting.gamma, context, options.cutoff)
+    return Plan(
+        device=device,
+        dtype=dtype,
+        blueprint=blueprint,
+        draft=draft,
+        draft_shape=shape,
+        draft_bytes=0 if shell is None else sum(each.nbytes for each in shell.parameters()),
+        layer_map=layer_map,
+        tokenizer=tokenizer,
+        recipe=recipe,
+        fallback=fallback,
+        setting=setting,
+        config=config,
+        context=context,
+        foreknowledge=Foreknowledge(recipe, setting.shape, setting.gamma, options.earlier),
+        options=options,
+    )
+
+
+def _header(blueprint: Blueprint, draft: DraftShape | None, context: int, source: Source, tokens: int) -> Header:
+    return Header(describe_target(blueprint.geometry), draft, source, tokens, context=context)
+
+
+def _room(options: Options, device: torch.device) -> dict[str, Any]:
+    """Room for experts as asked for, else half of them on the CPU and all free memory on a GPU."""
+    room: dict[str, Any] = {"vram": options.vram, "cache": options.cache, "slots": options.slots}
+    if any(each is not None for each in room.values()):
+        return room
+    return {"cache": CPU_CACHE} if device.type == "cpu" else {"vram": torch.cuda.mem_get_info(device)[0]}
+
+
+def _match(
+    layers: tuple[MoeLayer, ...], target: Any, draft: Any, options: Options
+) -> tuple[tuple[int, ...] | None, str]:
+    """The layer map, or why there is none."""
+    if draft is None:
+        if options.layer_map is not None:
+            raise InputError("layer map: expected a draft whose layers can be matched, got none")
+        return None, "there is no draft"
+    config = target.config.get_text_config()
+    return match_layers(layers, config.num_hidden_layers, config.hidden_size, draft, options.layer_map)
+
+
+def _choose(
+    options: Options, layers: tuple[MoeLayer, ...], layer_map: tuple[int, ...] | None, why: str
+) -> tuple[Recipe, str]:
+    """The recipe asked for, or the one that it falls back to, and why."""
+    asked = find_recipe(options.policy)
+    if not (asked.lossless or options.lossy):
+        raise InputError(f"policy {asked.name}: changes the model's output; --lossy (lossy=True) allows it")
+    missing = {}
+    if layer_map is None:
+        missing["draft"] = why
+    if any(layer.norm is None for layer in layers):
+        missing["next_gate"] = "the norm behind attention was not found"
+    if not asked.needs & missing.keys():
+        return asked, ""
+    reason = "; ".join(missing[name] for name in sorted(asked.needs & missing.keys()))
+    instead = stand_in(asked, missing.keys())
+    if instead is None:
+        raise InputError(f"policy {asked.name}: needs forecasts that are not to be had: {reason}")
+    return instead, f"{instead.name} stands in for {asked.name}: {reason}"
+
+
+def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -> None:
+    theirs = find_tokenizer(folder)
+    if tokenizer is not None and theirs is not None:
+        check_tokenizers(tokenizer, theirs, str(folder))
+    elif (ours := target.config.get_text_config().vocab_size) != draft.config.get_text_config().vocab_size:
+        raise InputError(
+            f"{folder}: expected a vocabulary of {ours} tokens, as the target's, got "
+            f"{draft.config.get_text_config().vocab_size}"
+        )

@@ -1,0 +1,37 @@
+"""From the device to plain numbers, with one synchronisation however many tensors are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spmoe.state.events import Forecast
+from spmoe.trace.schema import ONE
+
+
+def read(tensors: Sequence[torch.Tensor]) -> list[NDArray[Any]]:
+    """The values of tensors of integers below 2^24 or of probabilities; on a GPU they travel as float32, together."""
+    if tensors[0].device.type == "cpu":
+        return [(each.float() if each.dtype is torch.bfloat16 else each).numpy() for each in tensors]
+    packed = torch.cat([each.reshape(-1).to(torch.float32) for each in tensors]).cpu().numpy()
+    parts = np.split(packed, np.cumsum([each.numel() for each in tensors])[:-1])
+    return [
+        (part if each.is_floating_point() else part.astype(np.int64)).reshape(tuple(each.shape))
+        for part, each in zip(parts, tensors, strict=True)
+    ]
+
+
+def fractions(probabilities: NDArray[Any]) -> list[Any]:
+    """Probabilities as whole numbers over 65536, rounded, in lists nested as the array is."""
+    numbers: list[Any] = np.minimum(probabilities * ONE + 0.5, ONE).astype(np.int64).tolist()
+    return numbers
+
+
+def forecasts(experts: NDArray[Any], probabilities: NDArray[Any]) -> tuple[Forecast, ...]:
+    """One forecast for each of n rows, from experts and probabilities [n, k] by rank."""
+    pairs = zip(experts.tolist(), fractions(probabilities), strict=True)
+    return tuple(tuple(zip(ids, shares, strict=True)) for ids, shares in pairs)

@@ -1,0 +1,154 @@
+"""What a run came to: in words for a terminal, and in the schema that both drivers write."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from typing import Any
+
+from engine.engine import Engine
+from engine.plan import Plan
+from engine.record import Recorder
+from spmoe.machine.units import format_size
+from spmoe.policy.horizon import CutoffLayer
+from spmoe.results.bound import Bound, bound
+from spmoe.results.metrics import Metrics
+from spmoe.results.result import SCHEMA, Result
+from spmoe.results.transfers import Transfers
+from spmoe.trace.schema import ForecastOrigin, Header, Source, TraceInMemory
+from spmoe.trace.windows import requests
+
+NOTHING = "-"
+
+
+def summary(plan: Plan, metrics: Metrics, transfers: Transfers) -> Iterator[tuple[str, str]]:
+    """Label and text of each line."""
+    yield "policy", plan.fallback or f"{plan.recipe.name}: {plan.recipe.summary}"
+    if differences := plan.recipe.runtime.explain():
+        yield "", f"the original differs in how it runs: {'; '.join(differences)}"
+    yield "model", f"{plan.setting.geometry.name}, {_kind(plan)}"
+    yield "cache", plan.setting.describe()
+    if plan.options.virtual_time is None:
+        yield "times", "measured; under CUDA, on the host"
+    else:
+        yield "times", f"virtual: those of the cost model of {plan.setting.hardware.name}; nothing was measured"
+    per_step = metrics.tokens / metrics.steps if metrics.steps else None
+    yield (
+        "output",
+        f"{metrics.tokens + metrics.prefills:,} tokens; {_number(per_step, '.2f')} per round, "
+        f"acceptance {_number(transfers.acceptance, '.1%')} of {transfers.drafted:,} drafted",
+    )
+    yield "TTFT", _number(metrics.ttft_ms, ",.1f", " ms")
+    yield "TPOT", _number(metrics.tpot_ms, ",.2f", " ms")
+    needs = metrics.needs
+    shares = [_number(part / needs if needs else None, ".1%") for part in (metrics.hits, metrics.late, metrics.misses)]
+    yield "experts", f"{needs:,} needed in decode: {shares[0]} hits, {shares[1]} late, {shares[2]} misses"
+    if metrics.host_computed:
+        yield "", f"{metrics.host_computed:,} of them computed on the CPU"
+    yield (
+        "moved",
+        f"{format_size(transfers.bytes)}, {_number(metrics.loads_per_token, '.2f')} loads per token in decode; "
+        f"{_number(transfers.hidden_share, '.1%')} of the bytes behind compute",
+    )
+    achieved = transfers.bytes_per_s
+    yield (
+        "link",
+        f"{_number(achieved / 1e9 if achieved else None, '.2f', ' GB/s')} while it works, "
+        f"{_number(metrics.link_utilisation, '.1%')} of decode time",
+    )
+    yield "stall", f"{_number(metrics.stall_fraction, '.1%')} of decode time"
+
+
+def show(lines: Iterator[tuple[str, str]]) -> str:
+    """Lines with their labels in a column."""
+    return "\n".join(f"{label:<8}{text}" for label, text in lines)
+
+
+def trace_of(engine: Engine) -> TraceInMemory:
+    """What `engine`, which took notes, has recorded of its requests; InputError where no token was decoded."""
+    plan, recorder = engine.plan, engine.recorder
+    if recorder is None:
+        raise RuntimeError("the engine took no notes")
+    return TraceInMemory(_header(plan, recorder), recorder)
+
+
+def document(engine: Engine) -> dict[str, Any]:
+    """The document `spmoe-result/1`, as `sim replay --json` writes it; null for what this run does not tell."""
+    plan, metrics = engine.plan, engine.metrics()
+    own = _bound(engine)
+    virtual = plan.options.virtual_time is not None
+    result = Result(plan.recipe, metrics, plan.setting.budget.expert, None, own.tpot_ms if own and virtual else None)
+    cutoff = {plan.recipe.name: plan.config.cutoff} if isinstance(plan.recipe.horizon, CutoffLayer) else {}
+    return {
+        "schema": SCHEMA,
+        "trace": {
+            "name": None,
+            "model": plan.setting.geometry.name,
+            "source": "recorded",
+            "what": _kind(plan),
+            "tokens": metrics.tokens,
+            "requests": metrics.requests,
+            "prefills": metrics.prefills,
+            "agreement": None,
+            "empty_cells": 0,
+            "rejected_inputs": None,
+        },
+        "config": {
+            **plan.setting.to_json(),
+            "cutoff": {"choice": "analytical" if plan.options.cutoff is None else "given", "layers": cutoff},
+            "stand_ins": 0,
+            "skipped": {},
+            "engine": {
+                "device": str(plan.device),
+                "dtype": str(plan.dtype).removeprefix("torch."),
+                "virtual_time": virtual,
+                "link_gbps": plan.options.link_gbps,
+                "fallback": plan.fallback or None,
+                "acceptance": engine.transfers().acceptance,
+                "hidden_share": engine.transfers().hidden_share,
+            },
+        },
+        "feasible": plan.setting.feasible,
+        "bound": None
+        if own is None
+        else {"loads_per_token": own.loads_per_token, "tpot_ms": own.tpot_ms if virtual else None},
+        "results": [result.to_json()],
+    }
+
+
+def _bound(engine: Engine) -> Bound | None:
+    """The bound of the run's own windows, where they were recorded."""
+    recorder, setting = engine.recorder, engine.plan.setting
+    if recorder is None or not recorder.tokens:
+        return None
+    gamma = engine.plan.recipe.speculation.gamma(setting.gamma)
+    return bound(lambda: requests(recorder), setting.cost, gamma, setting.slots)
+
+
+def _header(plan: Plan, recorder: Recorder) -> Header:
+    source = Source(
+        "recorded",
+        _kind(plan),
+        datetime.datetime.now(datetime.UTC).date().isoformat(),
+        f"engine run under {plan.recipe.name}, gamma {plan.setting.gamma}"
+        + ("" if plan.draft else "; there was no draft: agree is false throughout"),
+    )
+    header = plan.header(source, max(1, recorder.tokens))
+    names = {name for line in recorder for name in getattr(line, "forecasts", ())}
+    return Header(
+        header.model,
+        header.draft,
+        source,
+        header.tokens,
+        {name: ForecastOrigin("recorded") for name in sorted(names)},
+        context=header.context,
+    )
+
+
+def _kind(plan: Plan) -> str:
+    draft = "no draft" if plan.draft_shape is None else f"draft {plan.draft_shape.name}"
+    return f"{draft}, {str(plan.dtype).removeprefix('torch.')} on {plan.device}"
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return NOTHING if value is None else f"{value:{form}}{unit}"

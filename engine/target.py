@@ -1,0 +1,193 @@
+"""The target model: its forward passes, and how they meet the driver at every layer's experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import torch
+from transformers import DynamicCache
+
+from engine.driver import Driver
+from engine.experts import ExpertRows, expert_output, install
+from engine.families import MoeLayer
+from engine.host import HostWorker
+from engine.readout import forecasts, fractions, read
+from engine.record import Recorder
+from engine.slots import SlotBuffer
+from engine.store import HostStore
+from spmoe.policy.gating import SensitivityGate
+from spmoe.state.events import Forecast
+from spmoe.step import Routed
+from spmoe.trace.gates import even_gate
+
+
+class Told(NamedTuple):
+    """What a recipe wants to be told besides the routing, and how it changes that.
+
+    `next_gate`: forecasts from the next layer's gate.  `gates`: gate weights.  `gate` drops experts of tokens that are
+    verified alone (lossy).
+    """
+
+    next_gate: bool
+    gates: bool
+    gate: SensitivityGate | None
+
+
+class Target:
+    """A hollow model whose experts lie in `slots`, in `store`, or on the way from here to there."""
+
+    def __init__(
+        self,
+        model: Any,
+        layers: tuple[MoeLayer, ...],
+        store: HostStore,
+        slots: SlotBuffer,
+        host: HostWorker,
+        driver: Driver,
+        told: Told,
+        recorder: Recorder | None,
+    ) -> None:
+        self._model = model
+        self._layers = layers
+        self._store = store
+        self._slots = slots
+        self._host = host
+        self._driver = driver
+        self._told = told
+        self._recorder = recorder
+        self._wants_next_gate = told.next_gate or recorder is not None
+        self._wants_weights = told.gates or told.gate is not None or recorder is not None
+        self._reading = False
+        """Whether the pass under way reads a prompt."""
+        self._residual: torch.Tensor
+        self._cache = DynamicCache()
+        install(model, layers, self._reached)
+        if self._wants_next_gate:
+            for layer in layers[:-1]:
+                if layer.norm is not None:
+                    layer.norm.register_forward_pre_hook(self._keep_residual)
+
+    def begin(self) -> None:
+        """A new request: nothing is in the context."""
+        self._cache = DynamicCache()
+
+    def read(self, prompt: Sequence[int]) -> torch.Tensor:
+        """Reads a prompt; returns the logits [1, vocabulary] of its last token."""
+        self._reading = True
+        return self._forward(prompt, 1)
+
+    def verify(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Goes on with `tokens`; returns the logits [len(tokens), vocabulary] of all of them."""
+        self._reading = False
+        return self._forward(tokens, len(tokens))
+
+    def forget(self, tokens: int) -> None:
+        """Takes the last `tokens` tokens out of the context."""
+        if tokens:
+            self._cache.crop(-tokens)
+
+    def _forward(self, tokens: Sequence[int], keep: int) -> torch.Tensor:
+        inputs = torch.tensor([tokens], device=self._slots.device)
+        output = self._model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _keep_residual(self, _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        self._residual = arguments[0]
+
+    def _reached(
+        self, layer: MoeLayer, states: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """A forward pass got to a layer's experts: what they add up to [T, hidden]."""
+        wanted = [experts]
+        if self._wants_weights:
+            wanted.append(weights / weights.sum(-1, keepdim=True))
+        forecast = self._next_gate(layer)
+        chosen, *values = read([*wanted, *forecast])
+        shares = fractions(values[0]) if self._wants_weights else []
+        next_gate = forecasts(*values[-2:]) if forecast else None
+        cells: list[list[int]] = chosen.tolist()
+        if self._recorder is not None:
+            self._recorder.routed(layer.index, cells, shares, next_gate)
+        gates: tuple[Forecast, ...] = ()
+        if self._told.gates and not self._reading:
+            gates = tuple(tuple(zip(*each, strict=True)) for each in zip(cells, shares, strict=True))
+        if self._told.gate is not None and len(cells) == 1 and not self._reading:
+            keep = self._told.gate.keeps(layer.index, len(self._layers), tuple(shares[0]))
+            experts, weights, cells = experts[:, :keep], weights[:, :keep], [cells[0][:keep]]
+        counts: dict[int, int] = {}
+        for cell in cells:
+            for expert in cell:
+                counts[expert] = counts.get(expert, 0) + 1
+        if self._reading:  # A trace tells which experts a prompt touches, but neither their order nor their weights.
+            counts = dict(sorted(counts.items()))
+            gates = (even_gate(tuple(counts)),) if self._told.gates else ()
+        rows = ExpertRows(layer.experts, states, experts, weights, counts)
+        kernels = _LayerKernels(rows, layer, self._store, self._slots, self._host)
+        told = next_gate if self._told.next_gate else None
+        self._driver.reach(Routed(tuple(counts), tuple(counts.values()), told, gates), kernels)
+        kernels.collect()
+        return rows.combined()
+
+    def _next_gate(self, layer: MoeLayer) -> tuple[torch.Tensor, ...]:
+        """Experts and probabilities [T, k] that the next layer's router gives this layer's residual stream."""
+        following = self._layers[layer.index + 1 : layer.index + 2]
+        if not following or self._reading or not self._wants_next_gate or following[0].norm is None:
+            return ()
+        return following[0].forecast(self._residual.flatten(0, -2))
+
+
+class _LayerKernels:
+    """Computes experts of one layer, on the device or on the CPU."""
+
+    def __init__(
+        self, rows: ExpertRows, layer: MoeLayer, store: HostStore, slots: SlotBuffer, host: HostWorker
+    ) -> None:
+        self._rows = rows
+        self._layer = layer
+        self._store = store
+        self._slots = slots
+        self._host = host
+        self._on_host: dict[int, Future[torch.Tensor]] = {}
+
+    def compute(self, expert: int, slot: int) -> None:
+        self._rows.compute(expert, self._slots.views(slot))
+
+    def enqueued(self, slots: Iterable[int]) -> None:
+        self._slots.record_use(slots)
+
+    def compute_on_host(self, experts: Sequence[int]) -> None:
+        states, ready = _to_host(self._rows.states)
+        module, layout = self._layer.experts, self._store.layout
+        first = self._layer.index * module.num_experts
+
+        def computation(expert: int) -> torch.Tensor:
+            if ready is not None:
+                ready.synchronize()
+            parameters = layout.views(self._store.blob(first + expert))
+            return expert_output(module, states[self._rows.rows(expert)], parameters)
+
+        for expert in experts:
+            self._on_host[expert] = self._host.compute(
+                self._layer.index,
+                expert,
+                lambda expert=expert: computation(expert),  # type: ignore[misc]
+            )
+
+    def collect(self) -> None:
+        """The CPU's outputs, all of which are there."""
+        for expert, output in self._on_host.items():
+            self._rows.put(expert, output.result().to(self._slots.device, non_blocking=True))
+
+
+def _to_host(states: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A copy in host memory, and what to wait for before it may be read."""
+    if states.device.type == "cpu":
+        return states, None
+    copy = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
+    copy.copy_(states, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(states.device))
+    return copy, ready
