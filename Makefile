@@ -5,13 +5,20 @@ BIN := .venv/bin
 # What the demo compares: those that follow the number of drafted tokens, one row per system.
 DEMO = on-demand.lru on-demand.lru-per-layer static.hindsight accelerate.layer-stream llamacpp.n-cpu-moe fiddler.spec moe-spac mixtral-offloading.paper.spec adapmoe.spec moe-infinity.paper.spec finemoe.paper.spec least-stale.spec next-gate spmoe.paper spmoe.per-layer clairvoyant
 
-.PHONY: demo test lint bench clean
+SOAKED = $(addprefix tests/engine/test_, lossless.py bfloat16.py sampled_runs.py waves.py)
+
+.PHONY: demo test soak lint bench clean
 
 demo: .venv/demo.done
 	$(BIN)/python -m sim replay traces/mixtral.jsonl --policy $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest -q -n auto
+
+# The tests of the engine's output with ten times as many cases: some ten minutes on two cores.  What they count
+# goes to build/soak.xml.
+soak: .venv/test.done
+	SPMOE_SOAK=10 $(BIN)/python -m pytest -q -n auto --junitxml=build/soak.xml -o junit_family=xunit1 $(SOAKED)
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

@@ -83,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from None
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: expected JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object")

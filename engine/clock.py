@@ -119,7 +119,7 @@ class RealClock:
             happening = self._result(self._host.wait())
         else:
             happening = self._poll()
-        self.idle_ns += time.perf_counter_ns() - began
+        self.idle_ns += self._start_ns + self.now - began  # Until we knew, so that no wait ends later than now.
         yield happening
 
     def _poll(self) -> Happening:
@@ -150,7 +150,7 @@ class RealClock:
                     time.sleep(0)  # The link's worker needs the interpreter, too.
             if happening is not None:
                 if idle_from is not None:
-                    self.idle_ns += time.perf_counter_ns() - idle_from
+                    self.idle_ns += self._start_ns + self.now - idle_from
                 return happening
 
     def _look(self) -> None:

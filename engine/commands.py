@@ -1,8 +1,9 @@
-"""The command line: options, and how they become arguments."""
+"""The command line: options, and how they become arguments.  Reading it needs no PyTorch."""
 
 from __future__ import annotations
 
 import argparse
+import math
 
 from engine.options import DTYPES, GAMMA
 from spmoe.cli import OneLineParser, file
@@ -28,39 +29,51 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: a tiny random pair)")
     run.add_argument("--draft", metavar="PATH", help="a draft model's folder (default: no speculation)")
     run.add_argument("--prompt", nargs="+", metavar="TEXT", help="one request each")
-    run.add_argument("--chat", action="store_true", help="wrap each prompt in the model's chat template")
-    run.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help=f"default {NEW_TOKENS}")
-    run.add_argument("--ignore-eos", action="store_true", help="go on behind the end of the sequence")
-    run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
-    run.add_argument("--seed", type=int, metavar="N", help="with a temperature: the same draws again")
 
-    run.add_argument("--policy", default="spmoe.per-layer", metavar="NAME", help="default spmoe.per-layer")
-    run.add_argument("--gamma", type=int, metavar="N", help=f"drafted tokens per round (default {GAMMA})")
-    run.add_argument("--cutoff", type=int, metavar="N", help="leading layers that spmoe.* prefetches for")
-    run.add_argument("--layer-map", type=_numbers, metavar="N,N,...", help="for each MoE layer the draft's layer")
-    run.add_argument("--lossy", action="store_true", help="allow policies that change the model's output")
-    run.add_argument("--earlier", type=file, metavar="TRACE", help="an earlier run, for policies that learn from one")
+    text = run.add_argument_group("text")
+    text.add_argument("--chat", action="store_true", help="wrap each prompt in the model's chat template")
+    text.add_argument("--max-new-tokens", type=_count, default=NEW_TOKENS, metavar="N", help=f"default {NEW_TOKENS}")
+    text.add_argument("--ignore-eos", action="store_true", help="go on behind the end of the sequence")
+    text.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 (default) is greedy")
+    text.add_argument("--seed", type=_seed, metavar="N", help="with a temperature: the same draws again")
 
-    room = run.add_mutually_exclusive_group()
+    policy = run.add_argument_group("policy")
+    policy.add_argument(
+        "--policy", default="spmoe.per-layer", metavar="NAME", help="default spmoe.per-layer; python -m sim policies"
+    )
+    policy.add_argument("--gamma", type=int, metavar="N", help=f"drafted tokens per round (default {GAMMA})")
+    policy.add_argument("--cutoff", type=int, metavar="N", help="leading layers that spmoe.* prefetches for")
+    policy.add_argument("--layer-map", type=_numbers, metavar="N,N,...", help="for each MoE layer the draft's layer")
+    policy.add_argument("--lossy", action="store_true", help="allow policies that change the model's output")
+    policy.add_argument(
+        "--earlier", type=file, metavar="TRACE", help="an earlier run, for policies that learn from one"
+    )
+
+    machine = run.add_argument_group("machine")
+    room = machine.add_mutually_exclusive_group()
     room.add_argument("--vram", metavar="SIZE", help="memory on the device, such as 18GiB (default: what is free)")
     room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts with slots (CPU: 0.5)")
     room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
-    run.add_argument("--context", type=int, metavar="N", help="longest request to keep room for (default: as asked)")
-    run.add_argument("--device", metavar="cuda|cpu", help="default: cuda where there is one")
-    run.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on the CPU, bfloat16 on a GPU")
-    run.add_argument("--link-gbps", type=float, metavar="G", help="on the CPU: slow copies down to G * 10^9 bytes/s")
-    run.add_argument(
+    machine.add_argument(
+        "--context", type=_count, metavar="N", help="longest request to keep room for (default: as asked)"
+    )
+    machine.add_argument("--host-memory", metavar="SIZE", help="host memory to stay within (default: what is free)")
+    machine.add_argument("--device", metavar="cuda|cpu", help="default: cuda where there is one")
+    machine.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 on a GPU")
+    machine.add_argument("--link-gbps", type=float, metavar="G", help="on the CPU: slow copies to G * 10^9 bytes/s")
+    machine.add_argument(
         "--hardware",
         default="rtx-4090",
         metavar="NAME|FILE",
         help=f"whose figures the policy reckons with: {', '.join(hardware_names())}, or a profile",
     )
-    run.add_argument("--virtual-time", metavar="PROFILE", help="real tensors, but the times of that machine's model")
+    machine.add_argument("--virtual-time", metavar="PROFILE", help="real tensors, the times of that machine's model")
 
-    run.add_argument("--stats", metavar="FILE", help="write the results as JSON; - for standard output")
-    run.add_argument("--log", metavar="FILE", type=file, help="write the decision log")
-    run.add_argument("--timeline", metavar="FILE", type=file, help="write a Chrome trace; ui.perfetto.dev opens it")
-    run.add_argument("--record", metavar="FILE", type=file, help="write the run as a trace (.jsonl, .gz, .zst)")
+    out = run.add_argument_group("output")
+    out.add_argument("--stats", metavar="FILE", help="write the results as JSON; - for standard output")
+    out.add_argument("--log", metavar="FILE", type=file, help="write the decision log")
+    out.add_argument("--timeline", metavar="FILE", type=file, help="write a Chrome trace; ui.perfetto.dev opens it")
+    out.add_argument("--record", metavar="FILE", type=file, help="write the run as a trace (.jsonl, .gz, .zst)")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -69,3 +82,34 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers between commas, got {text!r}") from None
+
+
+def _count(text: str) -> int:
+    """A number of tokens; ArgumentTypeError for anything else."""
+    return _integer(text, 1, None, "expected a number of tokens, at least 1")
+
+
+def _seed(text: str) -> int:
+    """What a generator can be seeded with; ArgumentTypeError for anything else."""
+    return _integer(text, 0, 2**63 - 1, "expected a whole number from 0 to 2^63 - 1")
+
+
+def _integer(text: str, least: int, most: int | None, expected: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least or (most is not None and value > most):
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
+    return value
+
+
+def _temperature(text: str) -> float:
+    """A finite number from 0 up; ArgumentTypeError for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, got {text!r}")
+    return value

@@ -99,6 +99,10 @@ class Draft:
         self.begin()
         return seen
 
+    def release(self) -> None:
+        """Lets go of everything, since the model's layers know this object: it cannot be used any more."""
+        self.__dict__.clear()
+
     def _forward(self, tokens: Sequence[int], keep: int = 1) -> torch.Tensor:
         inputs = torch.tensor([tokens], device=self._device)
         output = self._model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
@@ -108,10 +112,11 @@ class Draft:
 
     def _passed(self, fitting: Sequence[MoeLayer], _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         """A draft layer's attention is done: forecasts for the target layers that it stands for."""
-        residual = arguments[0][0, -self._rows :]
-        for layer in fitting:
-            self._found[layer.index] = layer.forecast(residual)
         driver = self._driver
+        if self._recorder is not None or type(driver.asked) is DraftLayers:
+            residual = arguments[0][0, -self._rows :]
+            for layer in fitting:
+                self._found[layer.index] = layer.forecast(residual)
         if driver.asked is not None:
             while type(asked := driver.asked) is DraftLayers and all(
                 layer in self._found for layer in range(asked.first, asked.end)

@@ -111,6 +111,10 @@ class Driver:
         self._counts = dict(zip(routed.experts, routed.tokens, strict=True))
         self.answer(routed)
 
+    def resident(self) -> Mapping[int, int]:
+        """The slot of each expert that has arrived and was not displaced since, by key."""
+        return dict(self._slots)
+
     def look(self) -> None:
         """Something is under way in a forward pass, and it is a good moment to see what arrived."""
         self._deliver(self._clock.meanwhile())
@@ -130,6 +134,11 @@ class Driver:
             over = clock.accepted()
         self._deliver(over)
         self._advance((began, clock.now, value))
+
+    def finish(self) -> None:
+        """No request follows for now: waits for what is on the link yet, so that the log tells of its arrival."""
+        while self._batches:
+            self._deliver(self._clock.wait())
 
     def _start(self, program: Program) -> None:
         if self._program is not None:
@@ -162,7 +171,8 @@ class Driver:
         slots = [self._slots[first + expert] for expert in experts]
         for expert, slot in zip(experts, slots, strict=True):
             self._kernels.compute(expert, slot)
-            self._deliver(clock.meanwhile())
+            if self._batches:
+                self._deliver(clock.meanwhile())
         self._kernels.enqueued(slots)
         self._deliver(clock.computed([self._counts[expert] for expert in experts]))
         return began, clock.now, None

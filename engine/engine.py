@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import torch
+
 from engine.clock import Clock, RealClock, VirtualClock
 from engine.decode import Decoder
 from engine.drafting import Draft
@@ -114,28 +116,25 @@ class Engine:
         tokens = self.encode(prompt)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
-        if len(tokens) + max_new_tokens > self.plan.context:
-            raise InputError(
-                f"context: room is reckoned for {self.plan.context} tokens, got {len(tokens)} of prompt and "
-                f"{max_new_tokens} new"
-            )
+        self.plan.check_request(tokens, max_new_tokens)
         sampler = Sampler(temperature, seed, self._vocabulary)
         return self._stream(tokens, max_new_tokens, frozenset() if ignore_eos else self._ends, sampler)
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """The token ids of `prompt`; InputError for an empty one, unknown ids, and text where there is no tokenizer."""
-        if isinstance(prompt, str):
-            if self.plan.tokenizer is None:
-                folder = self.plan.blueprint.checkpoint.folder
-                raise InputError(f"{folder}: expected a tokenizer for a prompt that is text")
-            tokens = list(self.plan.tokenizer(prompt)["input_ids"])
-        else:
-            tokens = list(map(int, prompt))
-        if not tokens:
-            raise InputError("prompt: expected at least one token")
-        if not all(0 <= token < self._vocabulary for token in tokens):
-            raise InputError(f"prompt: expected token ids within 0..{self._vocabulary - 1}")
-        return tokens
+        """The token ids of `prompt`; InputError for text where there is no tokenizer."""
+        if not isinstance(prompt, str):
+            return list(map(int, prompt))
+        if self.plan.tokenizer is None:
+            folder = self.plan.blueprint.checkpoint.folder
+            raise InputError(f"{folder}: expected a tokenizer for a prompt that is text")
+        return list(self.plan.tokenizer(prompt)["input_ids"])
+
+    def finish(self) -> None:
+        """Waits for what is on the link yet: only then have observers, metrics and transfers seen all of the run.
+
+        Call it after the last request; others may follow all the same.
+        """
+        self._driver.finish()
 
     def metrics(self) -> Metrics:
         """What all requests so far came to."""
@@ -144,6 +143,17 @@ class Engine:
     def transfers(self) -> Transfers:
         """What the link has moved so far, and what became of drafted tokens."""
         return self._transfers.result()
+
+    def check_weights(self) -> None:
+        """Compares every expert in a slot with the host store, and the store with what was loaded.
+
+        For tests and for whoever doubts their memory: it reads all of it.  Raises RuntimeError, naming the expert.
+        """
+        for key in range(self._store.keys):
+            self._store.check(key)
+        for key, slot in self._driver.resident().items():
+            if not torch.equal(self._slots.rows(slot, 1)[0].cpu(), self._store.blob(key)):
+                raise RuntimeError(f"expert {key} in slot {slot} is not what host memory holds")
 
     def close(self) -> None:
         """Stops the threads and gives the memory back.  Idempotent."""
@@ -193,19 +203,25 @@ class Engine:
         )
         self._metrics = MetricsFold(config.experts)
         self._transfers = TransferFold(setting.budget.expert)
-        driver = Driver(scheduler, clock, (self._metrics.observe, self._transfers.observe, *observers))
+        driver = self._driver = Driver(scheduler, clock, (self._metrics.observe, self._transfers.observe, *observers))
         self.recorder = Recorder(config.layers, config.experts) if record else None
         told = Told("next_gate" in recipe.needs, "gates" in recipe.needs, recipe.gate)
         layers = find_moe_layers(self._model)
         target = Target(self._model, layers, self._store, self._slots, host, driver, told, self.recorder)
+        stack.callback(target.release)
         draft = None
         if self._draft_model is not None:
             predicted = scheduler.forecast.predicted_layers
             draft = Draft(self._draft_model, driver, layers, plan.layer_map, predicted, self.recorder)
+            stack.callback(draft.release)
         known = plan.foreknowledge
-        self._decoder = Decoder(driver, target, draft, setting.gamma, known.popular, known.touched, self.recorder)
+        self._decoder = Decoder(
+            driver, target, draft, recipe.speculation.gamma(setting.gamma), known.popular, known.touched, self.recorder
+        )
 
     def _stream(self, prompt: list[int], budget: int, ends: frozenset[int], sampler: Sampler) -> Iterator[Piece]:
+        if "_decoder" not in self.__dict__:
+            raise RuntimeError("the engine is closed")
         if self._busy:
             raise RuntimeError("the engine is busy with another request, or was left in the middle of one by an error")
         self._busy = True
@@ -227,5 +243,5 @@ class Engine:
     def _free(self) -> None:
         """Lets go of everything large."""
         del self._model, self._draft_model, self._store, self._slots
-        if hasattr(self, "_decoder"):
-            del self._decoder
+        for name in ("_decoder", "_driver"):
+            self.__dict__.pop(name, None)  # Not there yet where setting up has failed.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
-
 from spmoe.errors import InputError
 from spmoe.policy.clairvoyant import Future
 from spmoe.policy.recipe import Recipe
@@ -60,12 +58,7 @@ class Foreknowledge:
 
     def popular(self, request: int) -> tuple[int, ...]:
         """All expert keys, most used first, counting other requests than this one; empty where nobody asks."""
-        uses = self._uses
-        if uses is None:
-            return self._ranking
-        if request in uses.row:
-            return uses.popular(request)
-        return tuple(np.argsort(-uses.total, kind="stable").tolist())
+        return self._ranking if self._uses is None else self._uses.popular(request)
 
     def touched(self, request: int) -> tuple[tuple[int, ...], ...]:
         """The experts that the request's prompt will touch, per layer; empty where nobody asks."""

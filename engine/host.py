@@ -27,7 +27,9 @@ class HostWorker:
     def __init__(self, start_ns: int | None = None) -> None:
         """Times count from `start_ns`, a reading of `time.perf_counter_ns` (None: now)."""
         self._start_ns = time.perf_counter_ns() if start_ns is None else start_ns
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="spmoe-host")
+        # A thread does not inherit how many threads it may compute with, and sums depend on that.
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(1, "spmoe-host", initializer=torch.set_num_threads, initargs=(threads,))
         self._done: SimpleQueue[HostResult | BaseException] = SimpleQueue()
         self.outstanding = 0
         """Experts whose result was not handed out yet."""

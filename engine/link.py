@@ -97,8 +97,8 @@ class Link:
 
         Raises RuntimeError when the link is closed, and from its cause when the worker is dead with nothing left.
         """
-        found = []
-        while (flight := self._take(0)) is not None and self._landed(flight):
+        found: list[Completion] = []
+        while self.outstanding and (flight := self._take(0)) is not None and self._landed(flight):
             found.append(self._completion(flight))
         if not found:
             self._require_worker()

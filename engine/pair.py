@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.checkpoint import read_json
 from engine.families import find_moe_layers, kv_values
 from engine.loader import load_tokenizer, quiet, refusing
 from spmoe.errors import InputError
@@ -20,6 +21,15 @@ _SHOWN = 40
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
+def require_folder(folder: Path) -> None:
+    """InputError unless `folder` is one, with a configuration: models are not fetched by name."""
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder; expected a checkpoint on this machine (`hf download` fetches one)")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a checkpoint's folder, got a file")
+    read_json(folder / "config.json")
+
+
 def find_tokenizer(folder: Path) -> Any:
     """The tokenizer in `folder`, None where there is none; InputError for one that cannot be loaded."""
     there = any((folder / name).is_file() for name in _TOKENIZER_FILES)
@@ -29,9 +39,22 @@ def find_tokenizer(folder: Path) -> Any:
 def load_draft(folder: str | Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The model in `folder`, all of it on `device`, in evaluation mode.  InputError for whatever is wrong with it."""
     with refusing(f"{folder}: the draft cannot be loaded"), quiet():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            # What is the default for experts knows no float64.
+            experts_implementation="eager" if dtype is torch.float64 else None,
+            ignore_mismatched_sizes=True,  # reported below, in one line
+            output_loading_info=True,
         )
+    model, report = loaded
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise InputError(f"{folder}: tensor {name}: expected shape {list(expected)}, got {list(found)}")
+    for name in sorted(report["missing_keys"]):
+        raise InputError(f"{folder}: no tensor for {name}")
     with torch.no_grad():
         for each in [*model.parameters(), *model.buffers()]:
             each.data = each.data.clone()  # No views of a mapped file, which may be replaced.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.checkpoint import read_checkpoint
+from engine.device import bits_of, resolve_device, resolve_dtype
 from engine.drafting import match_layers
 from engine.families import MoeLayer, find_moe_layers
 from engine.foreknowledge import Foreknowledge
 from engine.loader import Blueprint, read_blueprint, read_shell
-from engine.options import CONTEXT, CPU_CACHE, GAMMA, Options, bits_of
-from engine.pair import check_tokenizers, describe_draft, describe_target, find_tokenizer
+from engine.options import CONTEXT, CPU_CACHE, GAMMA, Options
+from engine.pair import check_tokenizers, describe_draft, describe_target, find_tokenizer, require_folder
 from engine.store import require_memory
 from spmoe.config import SchedulerConfig, configure
 from spmoe.errors import InputError
@@ -59,18 +62,35 @@ class Plan:
 
     def check_memory(self) -> None:
         """InputError where host memory is too little for models and, on the CPU, slots."""
-        needed, what = self.blueprint.host_bytes, str(self.blueprint.checkpoint.folder)
+        needed, what = self.blueprint.host_bytes, f"the weights of {self.blueprint.checkpoint.folder}"
         if self.device.type == "cpu":
             needed += self.slot_bytes + self.draft_bytes
             what += f", {self.setting.slots} slots" + ("" if self.draft is None else f" and {self.draft}")
-        require_memory(needed, self.options.host_memory, what)
+        require_memory(needed, self.options.resolve_host_memory(), what)
+
+    def check_request(self, prompt: Sequence[int], new_tokens: int) -> None:
+        """InputError for a prompt that is empty or has unknown tokens, and for more tokens than there is room for."""
+        if not prompt:
+            raise InputError("prompt: expected at least one token")
+        vocabulary: int = self.blueprint.shell.config.get_text_config().vocab_size
+        for token in prompt:
+            if not 0 <= token < vocabulary:
+                raise InputError(f"prompt: expected token ids within 0..{vocabulary - 1}, got {token}")
+        if len(prompt) + new_tokens > self.context:
+            raise InputError(
+                f"context: room is reckoned for {self.context} tokens, got {len(prompt)} of prompt and {new_tokens} new"
+            )
 
 
 def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     """Reads configurations and file headers, no weights.  Raises InputError for whatever cannot be run."""
-    device = options.resolve_device()
-    dtype = options.resolve_dtype(device)
+    device = resolve_device(options)
+    dtype = resolve_dtype(options, device)
     hardware = options.resolve_hardware()
+    options.resolve_host_memory()
+    for folder in (model, draft):
+        if folder is not None:
+            require_folder(folder)
     blueprint = read_blueprint(model, dtype)
     layers = find_moe_layers(blueprint.shell)
     tokenizer = find_tokenizer(model)
@@ -78,13 +98,12 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     if shell is None and options.gamma:
         raise InputError(f"gamma: expected a draft model to draft {options.gamma} tokens with, got none")
     if draft is not None:
+        read_checkpoint(draft)  # Its files are there and whole: better known now than when the target is loaded.
         _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
     shape = None if draft is None else describe_draft(shell, draft.resolve().name)
     layer_map, why = _match(layers, blueprint.shell, shell, options)
     recipe, fallback = _choose(options, layers, layer_map, why)
-    context = CONTEXT if options.context is None else options.context
-    if context < 2:
-        raise InputError(f"context: expected at least 2 tokens, got {context}")
+    context = _context(options, {model: blueprint.shell} if draft is None else {model: blueprint.shell, draft: shell})
     setting = resolve_setting(
         _header(blueprint, shape, context, Source("recorded", "", "", ""), 1),
         context,
@@ -130,6 +149,26 @@ def _room(options: Options, device: torch.device) -> dict[str, Any]:
     if any(each is not None for each in room.values()):
         return room
     return {"cache": CPU_CACHE} if device.type == "cpu" else {"vram": torch.cuda.mem_get_info(device)[0]}
+
+
+def _context(options: Options, shells: Mapping[Path, Any]) -> int:
+    """Tokens of the longest request: as asked for, within the positions that the models know."""
+    limits = {
+        folder: limit
+        for folder, shell in shells.items()
+        if (limit := getattr(shell.config.get_text_config(), "max_position_embeddings", None)) is not None
+    }
+    if options.context is None:
+        return min(CONTEXT, *limits.values()) if limits else CONTEXT
+    if options.context < 2:
+        raise InputError(f"context: expected at least 2 tokens, got {options.context}")
+    for folder, limit in limits.items():
+        if options.context > limit:
+            raise InputError(
+                f"{folder}: the model has positions for {limit} tokens, expected no more than that of prompt and "
+                f"output, got {options.context}"
+            )
+    return options.context
 
 
 def _match(

@@ -23,40 +23,54 @@ NOTHING = "-"
 
 def summary(plan: Plan, metrics: Metrics, transfers: Transfers) -> Iterator[tuple[str, str]]:
     """Label and text of each line."""
-    yield "policy", plan.fallback or f"{plan.recipe.name}: {plan.recipe.summary}"
+    setting = plan.setting
+    yield "policy", f"{plan.recipe.name}: {plan.recipe.summary}"
     if differences := plan.recipe.runtime.explain():
         yield "", f"the original differs in how it runs: {'; '.join(differences)}"
-    yield "model", f"{plan.setting.geometry.name}, {_kind(plan)}"
-    yield "cache", plan.setting.describe()
+    yield "model", f"{setting.geometry.name}, {_kind(plan)}"
+    keys = setting.geometry.keys
+    size = format_size(plan.slot_bytes)
+    yield "cache", f"slots for {setting.slots:,} of {keys:,} experts ({setting.slots / keys:.0%}, {size})"
+    reckoned = f"{setting.hardware.name} ({setting.hardware.kind})"
     if plan.options.virtual_time is None:
-        yield "times", "measured; under CUDA, on the host"
+        device = ", at the host" if plan.device.type == "cuda" else ""
+        yield "times", f"measured{device}; the policy reckons with the figures of {reckoned}"
     else:
-        yield "times", f"virtual: those of the cost model of {plan.setting.hardware.name}; nothing was measured"
-    per_step = metrics.tokens / metrics.steps if metrics.steps else None
-    yield (
-        "output",
-        f"{metrics.tokens + metrics.prefills:,} tokens; {_number(per_step, '.2f')} per round, "
-        f"acceptance {_number(transfers.acceptance, '.1%')} of {transfers.drafted:,} drafted",
-    )
-    yield "TTFT", _number(metrics.ttft_ms, ",.1f", " ms")
-    yield "TPOT", _number(metrics.tpot_ms, ",.2f", " ms")
-    needs = metrics.needs
-    shares = [_number(part / needs if needs else None, ".1%") for part in (metrics.hits, metrics.late, metrics.misses)]
-    yield "experts", f"{needs:,} needed in decode: {shares[0]} hits, {shares[1]} late, {shares[2]} misses"
+        yield "times", f"virtual: the cost model's for {reckoned}; nothing was measured"
+    tokens = metrics.tokens + metrics.prefills
+    requests = f" for {metrics.requests:,} prompts" if metrics.requests > 1 else ""
+    yield "output", f"{tokens:,} {'token' if tokens == 1 else 'tokens'}{requests}"
+    if transfers.drafted:
+        yield (
+            "rounds",
+            f"{metrics.steps:,}, each of {metrics.tokens / metrics.steps:.2f} tokens; of {transfers.drafted:,} drafted "
+            f"tokens {transfers.acceptance:.1%} were accepted",
+        )
+    mean = " (mean)" if metrics.prefills > 1 else ""
+    yield "TTFT", _number(metrics.ttft_ms, ",.1f", f" ms to the first token{mean}")
+    tpot = metrics.tpot_ms
+    yield "TPOT", NOTHING if not tpot else f"{tpot:,.2f} ms per further token ({1000 / tpot:,.1f} tokens/s)"
+    if needs := metrics.needs:
+        named = ((metrics.hits, "hits"), (metrics.late, "late"), (metrics.misses, "misses"))
+        shares = ", ".join(f"{part / needs:.1%} {name}" for part, name in named)
+        yield "experts", f"{needs:,} needed in decode: {shares}"
     if metrics.host_computed:
         yield "", f"{metrics.host_computed:,} of them computed on the CPU"
-    yield (
-        "moved",
-        f"{format_size(transfers.bytes)}, {_number(metrics.loads_per_token, '.2f')} loads per token in decode; "
-        f"{_number(transfers.hidden_share, '.1%')} of the bytes behind compute",
-    )
-    achieved = transfers.bytes_per_s
-    yield (
-        "link",
-        f"{_number(achieved / 1e9 if achieved else None, '.2f', ' GB/s')} while it works, "
-        f"{_number(metrics.link_utilisation, '.1%')} of decode time",
-    )
-    yield "stall", f"{_number(metrics.stall_fraction, '.1%')} of decode time"
+    if transfers.loads:
+        achieved = _number(transfers.bytes_per_s, ",.2f", " GB/s", 1e9)
+        yield (
+            "moved",
+            f"{format_size(transfers.bytes)} to the slots at {achieved}, "
+            f"{_number(transfers.hidden_share, '.1%')} of it hidden behind compute",
+        )
+    else:
+        yield "moved", "nothing"
+    if metrics.tokens:
+        yield (
+            "decode",
+            f"{metrics.loads_per_token:.2f} loads per token; of the time the link works "
+            f"{_number(metrics.link_utilisation, '.1%')}, the verifier stalls {_number(metrics.stall_fraction, '.1%')}",
+        )
 
 
 def show(lines: Iterator[tuple[str, str]]) -> str:
@@ -150,5 +164,5 @@ def _kind(plan: Plan) -> str:
     return f"{draft}, {str(plan.dtype).removeprefix('torch.')} on {plan.device}"
 
 
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return NOTHING if value is None else f"{value:{form}}{unit}"
+def _number(value: float | None, form: str, unit: str = "", scale: float = 1) -> str:
+    return NOTHING if value is None else f"{value / scale:{form}}{unit}"

@@ -88,6 +88,10 @@ class Target:
         if tokens:
             self._cache.crop(-tokens)
 
+    def release(self) -> None:
+        """Lets go of everything, since the model's layers know this object: it cannot be used any more."""
+        self.__dict__.clear()
+
     def _forward(self, tokens: Sequence[int], keep: int) -> torch.Tensor:
         inputs = torch.tensor([tokens], device=self._slots.device)
         output = self._model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)

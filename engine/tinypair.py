@@ -7,15 +7,14 @@ target's tokens and, as embeddings, attention, norms and output head are the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, processors
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
+
+from engine.loader import quiet
 
 TARGET: Final = "random-target"
 DRAFT: Final = "random-draft"
@@ -27,8 +26,6 @@ SPECIAL: Final = ("<s>", "</s>", "<pad>")
 
 _SHARED: Final[dict[str, Any]] = {
     "vocab_size": BYTES + len(SPECIAL),
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
@@ -40,27 +37,44 @@ _SHARED: Final[dict[str, Any]] = {
     "pad_token_id": BYTES + 2,
     "dtype": "float32",
 }
-_EXPERTS: Final[dict[str, Any]] = {"intermediate_size": 16, "num_local_experts": 8, "num_experts_per_tok": 2}
-_DENSE: Final[dict[str, Any]] = {"intermediate_size": 32}
+
+
+class PairShape(NamedTuple):
+    """Sizes of a random pair; both models are as deep and as wide."""
+
+    layers: int = 4
+    hidden: int = 64
+    experts: int = 8
+    top_k: int = 2
+    expert_width: int = 16
+    dense_width: int = 32
+
 
 _SEED: Final = 0
 _MLP_GAIN: Final = 0.3
 """How large a layer's MLP is: with nothing the draft would be the target, with much they would not agree at all."""
 
 
-def write_tiny_pair(folder: Path) -> tuple[Path, Path]:
+def write_random_pair(folder: Path, shape: PairShape = PairShape()) -> tuple[Path, Path]:
     """Writes both checkpoints, each with the tokenizer, below `folder`; returns the target's folder and the draft's.
 
-    The target is a Mixtral of 4 layers with 8 experts, of which each token takes 2 (0.7 MB in float32), the draft a
-    Mistral of the same depth and width.  With one version of transformers it writes the same bytes every time.
+    The target is a Mixtral, by default with 0.7 MB in float32, the draft a Mistral.  With one version of transformers
+    it writes the same bytes every time.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    target = _random(MixtralForCausalLM, MixtralConfig(**_SHARED, **_EXPERTS), generator)
-    draft = _random(MistralForCausalLM, MistralConfig(**_SHARED, **_DENSE), generator)
+    shared = {**_SHARED, "hidden_size": shape.hidden, "num_hidden_layers": shape.layers}
+    sparse = MixtralConfig(
+        **shared,
+        intermediate_size=shape.expert_width,
+        num_local_experts=shape.experts,
+        num_experts_per_tok=shape.top_k,
+    )
+    target = _random(MixtralForCausalLM, sparse, generator)
+    draft = _random(MistralForCausalLM, MistralConfig(**shared, intermediate_size=shape.dense_width), generator)
     common = {name: each for name, each in target.state_dict().items() if ".mlp." not in name}
     draft.load_state_dict({**draft.state_dict(), **common})
     tokenizer = byte_tokenizer()
-    with _no_progress_bars():
+    with quiet():
         for name, model in ((TARGET, target), (DRAFT, draft)):
             model.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
@@ -116,14 +130,3 @@ def _mute(head: torch.Tensor) -> None:
     printable = torch.zeros(len(head), 1)
     printable[0x20:0x7F] = 1
     head.mul_(printable)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -97,6 +97,7 @@ class Driver:
     def _programs(self, requests: Iterator[Request]) -> Generator[Effect, Outcome, None]:
         """The whole run as one program: prefill and steps of one request after the other."""
         config = self._scheduler.config
+        gamma = self._scheduler.recipe.speculation.gamma(config.gamma)
         for request in requests:
             popular = self._popularity(request.number) if self._popularity else ()
             self._dispatch(RequestBegun(self.now, request.number, popular))
@@ -104,8 +105,8 @@ class Driver:
                 self._pass = PromptPass(self._cost, request.prefill, self._told)
                 touched = request.prefill.touched if self._feeds_prefill else ()
                 yield from prefill(self._dispatch, self.now, request.prefill.prompt_tokens, config.layers, touched)
-            while lines := request.lines(config.gamma + 1):
-                this = self._pass = StepPass(self._cost, lines, config.gamma, request.position, self._told)
+            while lines := request.lines(gamma + 1):
+                this = self._pass = StepPass(self._cost, lines, gamma, request.position, self._told)
                 yield from step(self._dispatch, self.now, this.limit, config.layers)
                 request.advance(this.tokens)
                 if self._progress:

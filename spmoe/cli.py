@@ -7,15 +7,27 @@ import json
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from spmoe.errors import InputError
-from spmoe.files import atomic_write
+from spmoe.files import atomic_write, reason
 
 Commands = Mapping[str, Callable[[argparse.Namespace], None]]
 """What to do for each name of a subcommand, which the parser calls `command`."""
+
+_TURNS: Final = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""The bidirectional classes of Unicode's marks that turn the direction of writing."""
+
+
+class Stopped(SystemExit):
+    """A signal ends the program; `code` is the exit status."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -52,7 +64,7 @@ def json_output(path: str | None) -> Iterator[Callable[[Mapping[str, Any]], obje
 
 
 def run_command(parser: argparse.ArgumentParser, commands: Commands, argv: Sequence[str] | None) -> int:
-    """Parse and run a command; returns the exit status: 0, 2 where the input is bad, 130 when interrupted."""
+    """Parse and run a command; returns the exit status: 0, 2 where the input is bad, 128 + n after signal n."""
     try:
         options = parser.parse_args(argv)
         commands[options.command](options)
@@ -64,20 +76,41 @@ def run_command(parser: argparse.ArgumentParser, commands: Commands, argv: Seque
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, UnicodeEncodeError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            return fail(f"{error.filename}: {reason(error)}")
         return fail(f"standard output cannot be written: {error}")
     except KeyboardInterrupt as stop:
-        print(f"interrupted: {stop}" if stop.args else "interrupted", file=sys.stderr)
+        _tell(f"interrupted: {stop}" if stop.args else "interrupted")
         return 130
+    except Stopped as stop:
+        _tell(f"stopped by {stop.name}")
+        return int(stop.code or 0)
     return 0
 
 
 def fail(message: str) -> int:
     """Say what is wrong in one line on standard error; returns the exit status."""
-    with suppress(OSError, ValueError):  # Standard error may be what is broken.
-        print(
-            f"error: {message}".encode(errors="backslashreplace").decode("ascii", "backslashreplace"), file=sys.stderr
-        )
+    _tell("error: " + printable(message).encode("ascii", "backslashreplace").decode("ascii"))
     return 2
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with escapes in place of what could play tricks on a terminal: control characters except those to `keep`,
+    marks that turn the direction of writing, and halves of surrogate pairs, which cannot be encoded."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each.encode("unicode_escape").decode() if each not in keep and _plays_tricks(each) else each for each in text
+    )
+
+
+def _plays_tricks(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in _TURNS
+
+
+def _tell(message: str) -> None:
+    with suppress(OSError, ValueError):  # Standard error may be what is broken.
+        print(message, file=sys.stderr)
 
 
 def start(main: Callable[[], int]) -> NoReturn:
@@ -91,4 +124,4 @@ def start(main: Callable[[], int]) -> NoReturn:
 
 
 def _stop(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
+    raise Stopped(number)

@@ -94,6 +94,7 @@ class Scheduler:
         self._miss, self._fetch_only = recipe.miss, recipe.miss.fetch_only
         self._only_initial = isinstance(recipe.admission, InitialOnly)
         self._gamma_limit = recipe.speculation.gamma(config.gamma)
+        self._keys = config.layers * config.experts
         self._time = 0
         self._phase = Phase.IDLE
         self._between_layers = Phase.VERIFY
@@ -102,6 +103,8 @@ class Scheduler:
         self._window = 0
         """Tokens of the pass under way."""
         self._drafted = self._predicted = 0
+        self._to_predict = 0
+        """For how many leading layers the draft was asked for forecasts."""
         self._next_layer = 0
         self._on_host: set[int] = set()
         """Experts of the open layer that the CPU still computes."""
@@ -177,13 +180,16 @@ class Scheduler:
         self._window = self._gamma + 1
         self._drafted = self._predicted = 0
         self.forecast.step_begun(event, self._gamma)
-        return Speculate(self._gamma, self.forecast.predicted_layers, self.forecast.predicted_group)
+        # Where every expert is there or on its way, forecasts would cost time for nothing.
+        here = len(self.residency.resident) + len(self.residency.in_flight)
+        self._to_predict = 0 if here == self._keys else self.forecast.predicted_layers
+        return Speculate(self._gamma, self._to_predict, self.forecast.predicted_group)
 
     def _draft_predicted(self, event: DraftPredicted) -> None:
         if not (
             self._phase is Phase.DRAFTING
             and event.token == self._drafted < self._gamma
-            and event.layer == self._predicted < self.forecast.predicted_layers
+            and event.layer == self._predicted < self._to_predict
         ):
             self._refuse(event)
         self._predicted += len(event.forecasts)
@@ -193,7 +199,7 @@ class Scheduler:
         if not (
             self._phase is Phase.DRAFTING
             and event.token == self._drafted < self._gamma
-            and self._predicted == self.forecast.predicted_layers
+            and self._predicted == self._to_predict
         ):
             self._refuse(event)
         self._drafted += 1

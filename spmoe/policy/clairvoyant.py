@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import ClassVar
 
+from spmoe.errors import InputError
 from spmoe.policy.belady import Requests
 from spmoe.policy.prefetch import Scope
 from spmoe.state.events import LayerDone, LayerReached, PrefillBegun, StepBegun
@@ -31,6 +32,10 @@ FAR = 1 << 62
 _EXPERT = 0x7FFF
 _LAST = 0x8000
 _NO_NEED = _EXPERT
+
+
+class Unforeseen(InputError):
+    """A run needs what its future does not tell of: it is not the run that the future was read from."""
 
 
 class Future:
@@ -56,7 +61,7 @@ class Clairvoyant:
     def forecast(self, scope: Scope, future: Future | None) -> Forecast:
         """A forecast that reads the future; ValueError without one."""
         if future is None:
-            raise ValueError("a clairvoyant policy needs the future")
+            raise ValueError("a clairvoyant policy needs the future: the trace of an earlier run")
         return FutureForecast(scope, future)
 
 
@@ -113,11 +118,18 @@ class FutureForecast(Forecast, VictimOrder):
 
     def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
         if self._prefill_layers:
+            visit = self._visits - self._prefill_layers
             self._prefill_layers -= 1
         else:
+            visit = self._visits
             self._visits += 1
         for expert in event.experts:
             key = event.layer * self._experts + expert
+            if self._next_use(key) != visit:
+                raise Unforeseen(
+                    f"layer {event.layer} needs expert {expert}, which the earlier run did not need there: "
+                    "expected a trace of the very same run"
+                )
             self._uses[key].popleft()
             self._note(key)
         if len(self._leaving) > 64 + 4 * len(self._here):

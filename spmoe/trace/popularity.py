@@ -21,8 +21,8 @@ class Uses:
     row: dict[int, int]
 
     def popular(self, request: int) -> tuple[int, ...]:
-        """All keys, those that *other* requests use most first, ties by key."""
-        others = self.total - self.counts[self.row[request]]
+        """All keys, those that *other* requests use most first, ties by key; the request need not be in the trace."""
+        others = self.total - self.counts[self.row[request]] if request in self.row else self.total
         return tuple(np.argsort(-others, kind="stable").tolist())
 
 

@@ -81,13 +81,12 @@ class TraceFile:
 class _Order:
     """Checks what only the sequence of lines shows: their order, and the counts of the header."""
 
-    __slots__ = ("_empty", "_header", "_position", "_prefilled", "_request", "_tokens")
+    __slots__ = ("_empty", "_header", "_position", "_request", "_tokens")
 
     def __init__(self, header: Header) -> None:
         self._header = header
         self._request = -1
         self._position = -1  # -1: the request has no token line yet
-        self._prefilled = False  # a prefill line waits for its request's first token line
         self._tokens = self._empty = 0
 
     def see(self, line: TraceLine) -> None:
@@ -96,16 +95,13 @@ class _Order:
                 raise InputError(
                     f"field request: expected requests in increasing order, got {line.request} after {self._request}"
                 )
-            self._end_request()
             self._request, self._position = line.request, -1
-            self._prefilled = isinstance(line, PrefillLine)
-            if self._prefilled:
+            if isinstance(line, PrefillLine):
                 return
         if isinstance(line, PrefillLine):
             raise InputError(f"field prefill: expected only on the first line of request {line.request}")
         if self._position >= 0 and line.position != self._position + 1:
             raise InputError(f"field position: expected {self._position + 1}, got {line.position}")
-        self._prefilled = False
         self._position = line.position
         self._tokens += 1
         self._empty += line.routed.count(())
@@ -113,7 +109,6 @@ class _Order:
             raise InputError(f"field tokens: the header says {self._header.tokens} token lines; there are more")
 
     def end(self) -> None:
-        self._end_request()
         if self._tokens != self._header.tokens:
             raise InputError(
                 f"field tokens: the header says {self._header.tokens} token lines; the file ends after {self._tokens}"
@@ -122,10 +117,6 @@ class _Order:
             raise InputError(
                 f"field empty_cells: the header says {self._header.empty_cells}; the lines have {self._empty}"
             )
-
-    def _end_request(self) -> None:
-        if self._prefilled:
-            raise InputError(f"field prefill: expected token lines of request {self._request} to follow")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from sim.driver import Driver
+from sim.driver import Driver, Popularity
 from spmoe.config import SchedulerConfig, configure
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import DraftModel, Geometry
@@ -68,25 +68,45 @@ def set_up(recipe: Recipe, case: Case) -> tuple[SchedulerConfig, Future | None]:
     return config, future
 
 
+def popularity(recipe: Recipe, case: Case) -> Popularity | None:
+    """The ranking of keys that a recipe asks for."""
+    if "popularity" in recipe.needs:
+        return count_uses(case.trace).popular
+    if "hindsight" in recipe.needs:
+        ranking = most_needed(requests(case.trace), case.gamma, case.layers, case.experts)
+        return lambda request: ranking
+    return None
+
+
 def simulate(recipe: Recipe, case: Case) -> Recording:
     """The simulator."""
     config, future = set_up(recipe, case)
     entries: list[tuple[Event, tuple[Command, ...]]] = []
-    popularity = None
-    if "popularity" in recipe.needs:
-        popularity = count_uses(case.trace).popular
-    elif "hindsight" in recipe.needs:
-        ranking = most_needed(requests(case.trace), case.gamma, case.layers, case.experts)
-        popularity = lambda request: ranking  # noqa: E731
     driver = Driver(
         Scheduler(config, future),
         cost_of(case),
         (lambda event, commands: entries.append((event, commands)),),
-        popularity,
+        popularity(recipe, case),
         runtime=recipe.runtime,
     )
     driver.run(requests(case.trace))
     return Recording(config, future, tuple(entries))
 
 
-DRIVERS: Mapping[str, Drive] = {"sim": simulate}
+def execute(recipe: Recipe, case: Case) -> Recording:
+    """The engine, with the trace in place of its models; needs torch."""
+    from tests.conformance.scripted import run_scripted
+
+    config, future = set_up(recipe, case)
+    entries: list[tuple[Event, tuple[Command, ...]]] = []
+    run_scripted(
+        Scheduler(config, future),
+        cost_of(case),
+        requests(case.trace),
+        popularity(recipe, case),
+        lambda event, commands: entries.append((event, commands)),
+    )
+    return Recording(config, future, tuple(entries))
+
+
+DRIVERS: Mapping[str, Drive] = {"sim": simulate, "engine": execute}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, defaultdict, deque
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,12 +12,13 @@ from hypothesis import strategies as st
 
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES
+from spmoe.policy.runtime import NATIVE
 from spmoe.scheduler import Scheduler
 from spmoe.state.events import RequestBegun, StepBegun, StepEnded
 from spmoe.trace.schema import PrefillLine, TokenLine
 from tests.conformance.cases import Case, cases, named_cases
 from tests.conformance.checker import ContractChecker
-from tests.conformance.drivers import Drive, Recording, with_room
+from tests.conformance.drivers import Drive, Recording, execute, simulate, with_room
 
 CASES = dict(named_cases())
 
@@ -27,7 +30,7 @@ def check(recording: Recording) -> None:
     checker.finish()
 
 
-def check_budget(recording: Recording, case: Case) -> None:
+def check_budget(recipe: Recipe, recording: Recording, case: Case) -> None:
     """Each request puts out a token per line, and drafts past its end only what was recorded there."""
     left: dict[int, deque[TokenLine]] = defaultdict(deque)
     for line in case.trace:
@@ -42,7 +45,7 @@ def check_budget(recording: Recording, case: Case) -> None:
             ahead = list(left[request])
             stops = next((n for n, line in enumerate(ahead) if not line.agree or line is ahead[-1]))
             recorded = stops + len(ahead[stops].rejected)
-            assert event.limit == min(case.gamma, max(len(ahead) - 1, recorded))
+            assert event.limit == min(recipe.speculation.gamma(case.gamma), max(len(ahead) - 1, recorded))
         elif isinstance(event, StepEnded):
             for _ in range(event.accepted + 1):
                 left[request].popleft()
@@ -55,17 +58,21 @@ def test_keeps_the_contract(driver: Drive, recipe: Recipe, name: str) -> None:
     case = with_room(recipe, CASES[name])
     recording = driver(recipe, case)
     check(recording)
-    check_budget(recording, case)
+    check_budget(recipe, recording, case)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-@settings(max_examples=60, deadline=None)
-@given(case=cases())
-def test_keeps_the_contract_on_random_traces(driver: Drive, recipe: Recipe, case: Case) -> None:
-    case = with_room(recipe, case)
-    recording = driver(recipe, case)
-    check(recording)
-    check_budget(recording, case)
+def test_keeps_the_contract_on_random_traces(driver: Drive, recipe: Recipe) -> None:
+    # The engine has threads to wait for, and is compared with the simulator besides.
+    @settings(max_examples=60 if driver is simulate else 5, deadline=None)
+    @given(case=cases())
+    def keeps_the_contract(case: Case) -> None:
+        case = with_room(recipe, case)
+        recording = driver(recipe, case)
+        check(recording)
+        check_budget(recipe, recording, case)
+
+    keeps_the_contract()
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,6 +84,28 @@ def test_a_run_can_be_repeated_from_its_events(driver: Drive, recipe: Recipe, ca
     fresh = Scheduler(recording.config, recording.future)
     for event, commands in recording.entries:
         assert fresh.handle(event) == commands
+
+
+def check_same(recipe: Recipe, case: Case) -> None:
+    """Both drivers tell and are told the same, on the engine's own runtime; only the simulator imitates others."""
+    pytest.importorskip("torch", reason="the engine needs torch")
+    case = with_room(recipe, case)
+    ours, theirs = execute(recipe, case), simulate(replace(recipe, runtime=NATIVE), case)
+    for number, (entry, other) in enumerate(zip(ours.entries, theirs.entries, strict=False)):
+        assert entry == other, f"entry {number}"
+    assert len(ours.entries) == len(theirs.entries)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_both_drivers_do_the_same(recipe: Recipe) -> None:
+    for name in random.Random(recipe.name).sample(sorted(CASES), 3):
+        check_same(recipe, CASES[name])
+
+
+@settings(max_examples=150, deadline=None)
+@given(recipe=st.sampled_from(list(RECIPES.values())), case=cases())
+def test_both_drivers_do_the_same_on_random_traces(recipe: Recipe, case: Case) -> None:
+    check_same(recipe, case)
 
 
 def test_tells_what_recipes_ask_for_and_nothing_else(driver: Drive) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.loader import load, load_tokenizer
 from engine.store import HostStore
-from engine.tinypair import write_tiny_pair
+from engine.tinypair import write_random_pair
 from tests.engine.tiny import eager_model
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -26,7 +26,7 @@ NEW = 48
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_tiny_pair(tmp_path_factory.mktemp("pair"))
+    return write_random_pair(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def texts(pair: tuple[Path, Path], models: tuple[Any, Any]) -> list[tuple[int, A
 def test_the_same_bytes_every_time(pair: tuple[Path, Path], tmp_path: Path) -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    again = write_tiny_pair(tmp_path)
+    again = write_random_pair(tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
     for first, second in zip(pair, again, strict=True):
         names = {each.name for each in first.iterdir()}
@@ -57,7 +57,7 @@ def test_the_same_bytes_every_time(pair: tuple[Path, Path], tmp_path: Path) -> N
 
 
 def test_writing_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write_tiny_pair(tmp_path)
+    write_random_pair(tmp_path)
     assert capfd.readouterr() == ("", "")
 
 

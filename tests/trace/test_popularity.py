@@ -25,6 +25,7 @@ def test_popular_are_those_that_other_requests_use() -> None:
     assert uses.counts.tolist() == [[0, 0, 3, 2, 1, 0], [0, 1, 0, 0, 1, 0]]
     assert uses.popular(5) == (1, 4, 0, 2, 3, 5)
     assert uses.popular(6) == (2, 3, 4, 0, 1, 5)
+    assert uses.popular(7) == (2, 3, 4, 1, 0, 5)  # not of this trace: all count
 
 
 def test_needs_count_once_a_window() -> None:

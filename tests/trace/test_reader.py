@@ -252,7 +252,7 @@ def test_requests_and_positions_follow_each_other(write_lines: WriteLines) -> No
     double = write_lines(header_json(), prefill, prefill, first, second, other)
     assert read_error(double) == ":3: field prefill: expected only on the first line of request 0"
     alone = write_lines(header_json(1), prefill, other)
-    assert read_error(alone) == ":3: field prefill: expected token lines of request 0 to follow"
+    assert len(list(TraceFile(alone))) == 2
 
 
 def test_the_counts_of_the_header_hold(write_lines: WriteLines) -> None:

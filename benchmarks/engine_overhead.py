@@ -1,0 +1,140 @@
+"""What the engine's decisions and bookkeeping cost per layer, beside the tensors.
+
+    python -m benchmarks.engine_overhead
+
+Runs a random pair with everything resident, and with half of it, and takes the time of each layer's callback less that
+of tensor operations: gathering rows, experts, adding up, reading the router's choice.  What is left is the driver, the
+scheduler, metrics and copies' submissions.  Medians and 90th percentiles over all verified layers, in microseconds, go
+to benchmarks/results/engine_overhead.json.  The machine is shared: only their
+order of magnitude counts.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+import engine.target as target_module
+from engine.engine import Engine
+from engine.experts import ExpertRows
+from engine.target import Target
+from engine.tinypair import PairShape, write_random_pair
+from spmoe.files import atomic_write
+
+RESULTS = Path(__file__).resolve().parent / "results" / "engine_overhead.json"
+SHAPES = {
+    8: PairShape(layers=8, hidden=64, experts=8, top_k=2),
+    128: PairShape(layers=8, hidden=64, experts=128, top_k=8),
+}
+AIMS_US = {8: 50, 128: 150}
+POLICIES = ("on-demand.lru", "spmoe.per-layer")
+NEW_TOKENS = 128
+GAMMA = 4
+
+
+class Stopwatch:
+    """Adds up the time of some calls, none of which is within another."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, its time added here."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter_ns()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.ns += time.perf_counter_ns() - start
+
+        return call
+
+
+class Layers:
+    """Takes the time of every layer's callback less that of its tensor operations."""
+
+    def __init__(self) -> None:
+        self.us: list[float] = []
+        self._tensors = Stopwatch()
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Layers:
+        tensors = self._tensors
+        for owner, name in (
+            (ExpertRows, "__init__"),
+            (ExpertRows, "compute"),
+            (ExpertRows, "combined"),
+            (target_module, "read"),
+        ):
+            self._replace(owner, name, tensors.timed(getattr(owner, name)))
+        reached = Target._reached
+
+        def timed(*args: Any) -> Any:
+            before, start = tensors.ns, time.perf_counter_ns()
+            output = reached(*args)
+            self.us.append((time.perf_counter_ns() - start - (tensors.ns - before)) / 1e3)
+            return output
+
+        self._replace(Target, "_reached", timed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for undo in self._undo:
+            undo()
+
+    def _replace(self, owner: Any, name: str, value: Any) -> None:
+        old = getattr(owner, name)
+        setattr(owner, name, value)
+        self._undo.append(lambda: setattr(owner, name, old))
+
+
+def measure(experts: int, policy: str, cache: float, folders: tuple[Path, Path]) -> dict[str, Any]:
+    """One run, after one that warms up."""
+    with Layers() as layers, Engine.from_pretrained(*folders, policy=policy, cache=cache, gamma=GAMMA) as engine:
+        for _ in range(2):
+            layers.us.clear()
+            for _piece in engine.stream(list(range(60, 76)), NEW_TOKENS, ignore_eos=True):
+                pass
+        decode = layers.us[SHAPES[experts].layers :]
+    return {
+        "experts": experts,
+        "policy": policy,
+        "cache": cache,
+        "median_us": round(median(decode), 1),
+        "p90_us": round(quantiles(decode, n=10)[8], 1),
+        "aim_us": AIMS_US[experts],
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    measured = []
+    with tempfile.TemporaryDirectory() as folder:
+        for experts, shape in SHAPES.items():
+            folders = write_random_pair(Path(folder) / str(experts), shape)
+            for policy in POLICIES:
+                for cache in (1.0, 0.5):
+                    measured.append(measure(experts, policy, cache, folders))
+                    print(measured[-1])
+    document = {
+        "what": "microseconds per layer of decisions and bookkeeping; random weights",
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "gamma": GAMMA,
+        "measured": measured,
+    }
+    with atomic_write(RESULTS) as stream:
+        stream.write(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
