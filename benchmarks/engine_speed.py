@@ -6,7 +6,7 @@ Same models (random, labelled so), threads, dtype, drafted tokens per round and 
 confidence threshold, on a constant schedule, with "eager" and with "grouped_mm" experts, of which the better counts.
 Both put out the same tokens.  TPOT is the time from the first piece of output to the last, over the tokens that came in
 it.  Runs are interleaved, in alternating order; the ratio of each round is TPOT of the engine over that of the better.
-Its mean and 95 % interval (Student's t on logarithms) go to benchmarks/results/engine_speed-DEVICE.json.  Ratios hold
+Its mean and 95 % interval (Student's t on logarithms) go to benchmarks/results/engine_speed_DEVICE.json.  Ratios hold
 on a shared machine, milliseconds do not: quote the ratios.
 """
 
@@ -157,7 +157,7 @@ def main() -> None:
         "measured": measured,
     }
     name = options.device.partition(":")[0]
-    with atomic_write(RESULTS / f"engine_speed-{name}.json") as stream:
+    with atomic_write(RESULTS / f"engine_speed_{name}.json") as stream:
         stream.write(json.dumps(document, indent=2) + "\n")
     for row in measured:
         print(f"{row['policy']}: {row['ratio']} ({row['interval_95'][0]}-{row['interval_95'][1]}) of {row['better']}")

@@ -8,7 +8,7 @@ events come in the same order at the same times, so the scheduler takes the same
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
@@ -45,25 +45,25 @@ class Clock(Protocol):
     def hand_over(self, layer: int, experts: Sequence[int], tokens: Sequence[int]) -> None:
         """These experts of `layer`, with as many tokens each, have been handed to the CPU."""
 
-    def meanwhile(self) -> Iterator[Happening]:
+    def meanwhile(self) -> Iterable[Happening]:
         """Nothing is over: what happened while something is under way."""
 
-    def between(self) -> Iterator[Happening]:
+    def between(self) -> Iterable[Happening]:
         """The time between two programs."""
 
-    def drafted(self, first: int, end: int) -> Iterator[Happening]:
+    def drafted(self, first: int, end: int) -> Iterable[Happening]:
         """The draft has gone through its share for the layers `first` to `end` (exclusive)."""
 
-    def attended(self, tokens: int, context: int) -> Iterator[Happening]:
+    def attended(self, tokens: int, context: int) -> Iterable[Happening]:
         """A layer's attention and router."""
 
-    def computed(self, tokens: Sequence[int]) -> Iterator[Happening]:
+    def computed(self, tokens: Sequence[int]) -> Iterable[Happening]:
         """Experts in slots, with as many tokens each."""
 
-    def accepted(self) -> Iterator[Happening]:
+    def accepted(self) -> Iterable[Happening]:
         """The tokens that a pass puts out are chosen."""
 
-    def wait(self) -> Iterator[Happening]:
+    def wait(self) -> Iterable[Happening]:
         """Wait for something to happen; at least one thing does."""
 
 
@@ -85,30 +85,28 @@ class RealClock:
     def hand_over(self, layer: int, experts: Sequence[int], tokens: Sequence[int]) -> None:
         pass
 
-    def meanwhile(self) -> Iterator[Happening]:
-        for completion in self._link.completions():
-            yield self._arrival(completion)
-        if self._host.outstanding:
-            for result in self._host.finished():
-                yield self._result(result)
+    def meanwhile(self) -> Iterable[Happening]:
+        if self._link.outstanding or self._host.outstanding:
+            return self._happened()
         self._look()
+        return ()
 
-    def between(self) -> Iterator[Happening]:
+    def between(self) -> Iterable[Happening]:
         return self.meanwhile()
 
-    def drafted(self, first: int, end: int) -> Iterator[Happening]:
+    def drafted(self, first: int, end: int) -> Iterable[Happening]:
         return self.meanwhile()
 
-    def attended(self, tokens: int, context: int) -> Iterator[Happening]:
+    def attended(self, tokens: int, context: int) -> Iterable[Happening]:
         return self.meanwhile()
 
-    def computed(self, tokens: Sequence[int]) -> Iterator[Happening]:
+    def computed(self, tokens: Sequence[int]) -> Iterable[Happening]:
         return self.meanwhile()
 
-    def accepted(self) -> Iterator[Happening]:
+    def accepted(self) -> Iterable[Happening]:
         return self.meanwhile()
 
-    def wait(self) -> Iterator[Happening]:
+    def wait(self) -> Iterable[Happening]:
         if self._device.type == "cuda":
             yield self._poll_beside_device()
             return
@@ -121,6 +119,14 @@ class RealClock:
             happening = self._poll()
         self.idle_ns += self._start_ns + self.now - began  # Until we knew, so that no wait ends later than now.
         yield happening
+
+    def _happened(self) -> Iterator[Happening]:
+        for completion in self._link.completions():
+            yield self._arrival(completion)
+        if self._host.outstanding:
+            for result in self._host.finished():
+                yield self._result(result)
+        self._look()
 
     def _poll(self) -> Happening:
         """Whatever comes first from two sides."""
@@ -192,25 +198,25 @@ class VirtualClock:
         for expert, (started, ended) in zip(experts, times, strict=True):
             self._expect(1, HostComputed(ended, layer, expert, started, ended))
 
-    def meanwhile(self) -> Iterator[Happening]:
-        return iter(())
+    def meanwhile(self) -> Iterable[Happening]:
+        return ()
 
-    def between(self) -> Iterator[Happening]:
-        return iter(())
+    def between(self) -> Iterable[Happening]:
+        return ()
 
-    def drafted(self, first: int, end: int) -> Iterator[Happening]:
+    def drafted(self, first: int, end: int) -> Iterable[Happening]:
         return self._pass(self._cost.draft_layers_ns(first, end))
 
-    def attended(self, tokens: int, context: int) -> Iterator[Happening]:
+    def attended(self, tokens: int, context: int) -> Iterable[Happening]:
         return self._pass(self._cost.layer_ns(tokens, context))
 
-    def computed(self, tokens: Sequence[int]) -> Iterator[Happening]:
+    def computed(self, tokens: Sequence[int]) -> Iterable[Happening]:
         return self._pass(sum(self._cost.expert_times(tokens)))
 
-    def accepted(self) -> Iterator[Happening]:
+    def accepted(self) -> Iterable[Happening]:
         return self._pass(0)
 
-    def wait(self) -> Iterator[Happening]:
+    def wait(self) -> Iterable[Happening]:
         if not self._due:
             raise RuntimeError(f"nothing is left to happen at {self.now} ns, and the verifier still waits")
         began = self.now

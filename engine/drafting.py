@@ -118,18 +118,21 @@ class Draft:
             for layer in fitting:
                 self._found[layer.index] = layer.forecast(residual)
         if driver.asked is not None:
-            while type(asked := driver.asked) is DraftLayers and all(
-                layer in self._found for layer in range(asked.first, asked.end)
-            ):
+            while type(asked := driver.asked) is DraftLayers and self._has(asked):
                 driver.answer(self._forecasts(asked.first, asked.end)[0])
             driver.look()
 
     def _forecasts(self, first: int, end: int) -> list[tuple[Forecast, ...]]:
         """Per row, the forecasts for layers `first` to `end` (exclusive)."""
         found = [self._found[layer] for layer in range(first, end)]
-        experts, shares = read([torch.stack([each[0] for each in found]), torch.stack([each[1] for each in found])])
-        layers = [forecasts(ids, each) for ids, each in zip(experts, shares, strict=True)]
-        return list(zip(*layers, strict=True))
+        # Rows first, then layers: [rows, layers, k].
+        values = read([torch.stack([each[part] for each in found], 1) for part in (0, 1)])
+        return forecasts(*values)
+
+    def _has(self, asked: DraftLayers) -> bool:
+        """Whether all that was asked for is there: the last layer as a rule comes last."""
+        found = self._found
+        return asked.end - 1 in found and all(layer in found for layer in range(asked.first, asked.end))
 
 
 def draft_norms(model: Any) -> list[torch.nn.Module]:

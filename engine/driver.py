@@ -12,7 +12,7 @@ lock, and the order of the log is the order of the calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from engine.clock import Clock, Happening
@@ -200,7 +200,7 @@ class Driver:
         ended = self._compute(landed)[1] if landed else clock.now
         return began, ended, (*landed, *done)
 
-    def _deliver(self, happenings: Iterator[Happening]) -> None:
+    def _deliver(self, happenings: Iterable[Happening]) -> None:
         """Tell the scheduler what happened, one thing after the other."""
         for event, cause in happenings:
             if type(event) is HostComputed:

@@ -31,7 +31,7 @@ def fractions(probabilities: NDArray[Any]) -> list[Any]:
     return numbers
 
 
-def forecasts(experts: NDArray[Any], probabilities: NDArray[Any]) -> tuple[Forecast, ...]:
-    """One forecast for each of n rows, from experts and probabilities [n, k] by rank."""
-    pairs = zip(experts.tolist(), fractions(probabilities), strict=True)
-    return tuple(tuple(zip(ids, shares, strict=True)) for ids, shares in pairs)
+def forecasts(experts: NDArray[Any], probabilities: NDArray[Any]) -> list[tuple[Forecast, ...]]:
+    """For each of n rows a forecast per layer, from experts and probabilities [n, layers, k] by rank."""
+    rows = zip(experts.tolist(), fractions(probabilities), strict=True)
+    return [tuple(tuple(zip(*pair, strict=True)) for pair in zip(*row, strict=True)) for row in rows]

@@ -51,9 +51,7 @@ class Target:
     ) -> None:
         self._model = model
         self._layers = layers
-        self._store = store
         self._slots = slots
-        self._host = host
         self._driver = driver
         self._told = told
         self._recorder = recorder
@@ -63,6 +61,7 @@ class Target:
         """Whether the pass under way reads a prompt."""
         self._residual: torch.Tensor
         self._cache = DynamicCache()
+        self._kernels = [_LayerKernels(layer, store, slots, host) for layer in layers]
         install(model, layers, self._reached)
         if self._wants_next_gate:
             for layer in layers[:-1]:
@@ -111,7 +110,7 @@ class Target:
         forecast = self._next_gate(layer)
         chosen, *values = read([*wanted, *forecast])
         shares = fractions(values[0]) if self._wants_weights else []
-        next_gate = forecasts(*values[-2:]) if forecast else None
+        next_gate = forecasts(*(each[None] for each in values[-2:]))[0] if forecast else None
         cells: list[list[int]] = chosen.tolist()
         if self._recorder is not None:
             self._recorder.routed(layer.index, cells, shares, next_gate)
@@ -129,11 +128,11 @@ class Target:
             counts = dict(sorted(counts.items()))
             gates = (even_gate(tuple(counts)),) if self._told.gates else ()
         rows = ExpertRows(layer.experts, states, experts, weights, counts)
-        kernels = _LayerKernels(rows, layer, self._store, self._slots, self._host)
+        kernels = self._kernels[layer.index]
+        kernels.take(rows)
         told = next_gate if self._told.next_gate else None
         self._driver.reach(Routed(tuple(counts), tuple(counts.values()), told, gates), kernels)
-        kernels.collect()
-        return rows.combined()
+        return kernels.combined()
 
     def _next_gate(self, layer: MoeLayer) -> tuple[torch.Tensor, ...]:
         """Experts and probabilities [T, k] that the next layer's router gives this layer's residual stream."""
@@ -144,17 +143,19 @@ class Target:
 
 
 class _LayerKernels:
-    """Computes experts of one layer, on the device or on the CPU."""
+    """Computes experts of one layer, on the device or on the CPU, for one pass after the other."""
 
-    def __init__(
-        self, rows: ExpertRows, layer: MoeLayer, store: HostStore, slots: SlotBuffer, host: HostWorker
-    ) -> None:
-        self._rows = rows
+    def __init__(self, layer: MoeLayer, store: HostStore, slots: SlotBuffer, host: HostWorker) -> None:
         self._layer = layer
         self._store = store
         self._slots = slots
         self._host = host
+        self._rows: ExpertRows
         self._on_host: dict[int, Future[torch.Tensor]] = {}
+
+    def take(self, rows: ExpertRows) -> None:
+        """A pass got here with these rows."""
+        self._rows = rows
 
     def compute(self, expert: int, slot: int) -> None:
         self._rows.compute(expert, self._slots.views(slot))
@@ -180,10 +181,14 @@ class _LayerKernels:
                 lambda expert=expert: computation(expert),  # type: ignore[misc]
             )
 
-    def collect(self) -> None:
-        """The CPU's outputs, all of which are there."""
+    def combined(self) -> torch.Tensor:
+        """What all experts add up to [T, hidden]; the CPU's outputs are there, too."""
         for expert, output in self._on_host.items():
             self._rows.put(expert, output.result().to(self._slots.device, non_blocking=True))
+        total = self._rows.combined()
+        del self._rows  # A prompt's are large.
+        self._on_host.clear()
+        return total
 
 
 def _to_host(states: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spmoe.state.commands import Command, Speculate, Submit
-from spmoe.state.events import BatchArrived, Event, LayerDone, StepBegun, StepEnded
+from spmoe.state.events import BatchArrived, Event, LayerDone, StepEnded
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +55,35 @@ class TransferFold:
         """Transfers of which it is not known yet whether somebody waited for them: from when to when."""
         self._waits: list[tuple[int, int]] = []
         """Waits that transfers to come may still overlap."""
+        self._pending: list[tuple[Event, tuple[Command, ...]]] = []
 
     def observe(self, event: Event, commands: tuple[Command, ...]) -> None:
         """Take in an event and what the scheduler answered."""
-        if type(event) is BatchArrived:
-            self._loads += self._batches.pop(event.batch)
-            self._arrived.append((event.started, event.ended))
-        elif type(event) is LayerDone:
-            self._waits += event.waits
-            self._settle()
-        elif type(event) is StepEnded:
-            self._accepted += event.accepted
-        for command in commands:
-            if type(command) is Submit:
-                self._batches[command.batch] = len(command.loads)
-            elif type(command) is Speculate and type(event) is StepBegun:
-                self._drafted += command.gamma
+        self._pending.append((event, commands))
+        if type(event) is StepEnded:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Work off what was observed: a step at a time, so that a run is held up for as little as can be."""
+        for event, commands in self._pending:
+            if isinstance(event, BatchArrived):
+                self._loads += self._batches.pop(event.batch)
+                self._arrived.append((event.started, event.ended))
+            elif isinstance(event, LayerDone):
+                self._waits += event.waits
+                self._settle()
+            elif isinstance(event, StepEnded):
+                self._accepted += event.accepted
+            for command in commands:
+                if isinstance(command, Submit):
+                    self._batches[command.batch] = len(command.loads)
+                elif isinstance(command, Speculate):
+                    self._drafted += command.gamma
+        self._pending.clear()
 
     def result(self) -> Transfers:
         """The totals so far."""
+        self._fold()
         self._settle()
         return Transfers(
             self._loads, self._expert_bytes, self._busy_ns, self._stalled_ns, self._drafted, self._accepted
