@@ -108,10 +108,12 @@ def measure(experts: int, policy: str, cache: float, folders: tuple[Path, Path])
     with Layers() as layers, Engine.from_pretrained(*folders, policy=policy, cache=cache, gamma=GAMMA) as engine:
         for _ in range(2):
             layers.us.clear()
+            before = engine.metrics()
             for _piece in engine.stream(list(range(60, 76)), NEW_TOKENS, ignore_eos=True):
                 pass
         decode = layers.us[SHAPES[experts].layers :]
-        loads = engine.metrics().loads / engine.metrics().steps / SHAPES[experts].layers
+        after = engine.metrics()
+        loads = (after.loads - before.loads) / (after.steps - before.steps) / SHAPES[experts].layers
     return {
         "experts": experts,
         "policy": policy,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
@@ -140,6 +141,8 @@ class RealClock:
 
     def _poll_beside_device(self) -> Happening:
         """The device may still be computing what was enqueued before: it is idle from when it is through."""
+        if not (self._link.outstanding or self._host.outstanding):
+            raise RuntimeError("nothing is under way to wait for")
         through = torch.cuda.Event()
         through.record(torch.cuda.current_stream(self._device))
         idle_from: int | None = None
@@ -150,11 +153,11 @@ class RealClock:
             for result in self._host.finished(1):
                 happening = self._result(result)
             if happening is None and self._link.outstanding:
-                try:
+                with suppress(TimeoutError):
                     happening = self._arrival(self._link.wait(0))
-                except TimeoutError:
-                    time.sleep(0)  # The link's worker needs the interpreter, too.
-            if happening is not None:
+            if happening is None:
+                time.sleep(0)  # The workers need the interpreter, too.
+            else:
                 if idle_from is not None:
                     self.idle_ns += self._start_ns + self.now - idle_from
                 return happening
@@ -238,7 +241,11 @@ class VirtualClock:
         """What happens next, once it has really happened too."""
         self.now, _, _, event = heappop(self._due)
         if isinstance(event, HostComputed):
-            self._host.wait()
+            result = self._host.wait()
+            if (result.layer, result.expert) != (event.layer, event.expert):
+                raise RuntimeError(f"the CPU computed {result}, and not what was due: {event}")
             return Happening(event)
-        error = self._link.wait().error
+        batch, _, _, error = self._link.wait()
+        if batch != event.batch:
+            raise RuntimeError(f"batch {batch} arrived, and not what was due: {event}")
         return Happening(event) if error is None else Happening(BatchFailed(event.time, event.batch), error)

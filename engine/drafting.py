@@ -28,7 +28,7 @@ REVIEW = 256
 
 
 class Draft:
-    """A dense model beside the target, on the same device."""
+    """A model, as a rule a dense one, beside the target on the same device."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class Draft:
         """Of the pass under way, per target layer: experts and probabilities [rows, k]."""
         self._rows = 1
         """Of how many of the pass's last tokens forecasts are made."""
-        if layer_map is not None and self._wanted:
-            norms = draft_norms(model)
-            for number in sorted(set(layer_map[: self._wanted])):
-                fitting = [layer for layer in layers[: self._wanted] if layer_map[layer.index] == number]
-                norms[number].register_forward_pre_hook(partial(self._passed, fitting))
+        self._vocabulary: int = model.get_input_embeddings().num_embeddings
+        for number, norm in enumerate(draft_norms(model)):
+            wanted = () if layer_map is None else layers[: self._wanted]
+            fitting = [layer for layer in wanted if layer_map is not None and layer_map[layer.index] == number]
+            norm.register_forward_pre_hook(partial(self._passed, fitting))
 
     def begin(self) -> None:
         """A new request: nothing is in the context."""
@@ -104,16 +104,18 @@ class Draft:
         self.__dict__.clear()
 
     def _forward(self, tokens: Sequence[int], keep: int = 1) -> torch.Tensor:
-        inputs = torch.tensor([tokens], device=self._device)
+        # A token that only the target has (vocabularies are padded) is read as another: the guess is worse, no more.
+        inputs = torch.tensor([tokens], device=self._device).clamp_(max=self._vocabulary - 1)
         output = self._model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
         self._seen += len(tokens)
         logits: torch.Tensor = output.logits[0]
         return logits
 
     def _passed(self, fitting: Sequence[MoeLayer], _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        """A draft layer's attention is done: forecasts for the target layers that it stands for."""
+        """A draft layer's attention is done: forecasts for the target layers that it stands for, if any, and a look at
+        what arrived."""
         driver = self._driver
-        if self._recorder is not None or type(driver.asked) is DraftLayers:
+        if fitting and (self._recorder is not None or type(driver.asked) is DraftLayers):
             residual = arguments[0][0, -self._rows :]
             for layer in fitting:
                 self._found[layer.index] = layer.forecast(residual)

@@ -61,7 +61,7 @@ class Engine:
         Raises InputError where memory does not suffice or a checkpoint turns out bad.
         """
         self.plan = plan
-        with ExitStack() as stack:
+        with ExitStack() as stack, plan.naming_the_budget():
             self._load(stack)
             self._connect(stack, tuple(observers), record)
             self._stack = stack.pop_all()
@@ -134,6 +134,7 @@ class Engine:
 
         Call it after the last request; others may follow all the same.
         """
+        self._require_open()
         self._driver.finish()
 
     def metrics(self) -> Metrics:
@@ -149,6 +150,7 @@ class Engine:
 
         For tests and for whoever doubts their memory: it reads all of it.  Raises RuntimeError, naming the expert.
         """
+        self._require_open()
         for key in range(self._store.keys):
             self._store.check(key)
         for key, slot in self._driver.resident().items():
@@ -220,14 +222,13 @@ class Engine:
         )
 
     def _stream(self, prompt: list[int], budget: int, ends: frozenset[int], sampler: Sampler) -> Iterator[Piece]:
-        if "_decoder" not in self.__dict__:
-            raise RuntimeError("the engine is closed")
+        self._require_open()
         if self._busy:
             raise RuntimeError("the engine is busy with another request, or was left in the middle of one by an error")
         self._busy = True
         text = None if self.plan.tokenizer is None else TextPieces(self.plan.tokenizer)
         done = 0
-        with closing(self._decoder.run(prompt, budget, ends, sampler)) as rounds:
+        with self.plan.naming_the_budget(), closing(self._decoder.run(prompt, budget, ends, sampler)) as rounds:
             for tokens in rounds:
                 done += len(tokens)
                 piece = "" if text is None else text.feed(tokens)
@@ -238,7 +239,12 @@ class Engine:
                 except GeneratorExit:
                     self._busy = False  # Between two rounds: another request may follow.
                     raise
+                self._require_open()
         self._busy = False
+
+    def _require_open(self) -> None:
+        if "_decoder" not in self.__dict__:
+            raise RuntimeError("the engine is closed")
 
     def _free(self) -> None:
         """Lets go of everything large."""

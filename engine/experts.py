@@ -1,7 +1,7 @@
 """The experts of a layer, computed from weights that lie somewhere else: in slots, or in the host store.
 
 transformers calls an experts implementation with (states, experts by rank, weights by rank); ours hands them to who
-drives the run.  Its results are bit for bit those of transformers' "eager" implementation on the same device: the same
+drives the run.  Results of experts in slots are bit for bit those of transformers' "eager" implementation: the same
 operations on the same rows in the same order, and contributions added up by ascending expert id, whenever they came.
 """
 
@@ -32,6 +32,12 @@ def install(model: Any, layers: Sequence[MoeLayer], reached: Reached) -> None:
     for layer in layers:
         layer.experts._spmoe_reached = partial(reached, layer)
     model.set_experts_implementation(IMPLEMENTATION)
+
+
+def uninstall(layers: Sequence[MoeLayer]) -> None:
+    """Takes back what `install` did to the layers, which else hold on to themselves and to who computes them."""
+    for layer in layers:
+        del layer.experts._spmoe_reached
 
 
 def _forward(module: Any, states: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

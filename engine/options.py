@@ -21,7 +21,7 @@ CPU_CACHE: Final = 0.5
 FASTEST: Final = 1e6
 """The most GB/s that a link may be slowed down to."""
 
-Path = str | os.PathLike[str]
+PathName = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Options:
     link_gbps: float | None = None
     virtual_time: str | Hardware | None = None
     layer_map: Sequence[int] | None = None
-    earlier: Path | None = None
+    earlier: PathName | None = None
     lossy: bool = False
     host_memory: str | int | None = None
 

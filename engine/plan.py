@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from engine.pair import check_tokenizers, describe_draft, describe_target, find_
 from engine.store import require_memory
 from spmoe.config import SchedulerConfig, configure
 from spmoe.errors import InputError
+from spmoe.machine.units import format_size
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import fallback as stand_in
 from spmoe.policy.registry import recipe as find_recipe
@@ -67,6 +69,20 @@ class Plan:
             needed += self.slot_bytes + self.draft_bytes
             what += f", {self.setting.slots} slots" + ("" if self.draft is None else f" and {self.draft}")
         require_memory(needed, self.options.resolve_host_memory(), what)
+
+    @contextmanager
+    def naming_the_budget(self) -> Iterator[None]:
+        """Where memory runs out, an InputError says which budget to lower."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            room = "--vram, --cache or --slots" if self.device.type == "cuda" else "--cache or --slots"
+            raise InputError(
+                f"out of memory on {self.device}: slots for {self.setting.slots} experts take "
+                f"{format_size(self.slot_bytes)} of it; lower {room}, or give a shorter prompt"
+            ) from error
 
     def check_request(self, prompt: Sequence[int], new_tokens: int) -> None:
         """InputError for a prompt that is empty or has unknown tokens, and for more tokens than there is room for."""
@@ -213,3 +229,8 @@ def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -
             f"{folder}: expected a vocabulary of {ours} tokens, as the target's, got "
             f"{draft.config.get_text_config().vocab_size}"
         )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # What torch raises on the CPU has no name of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from spmoe.state.events import Forecast
 from spmoe.trace.schema import ONE
 
+_NARROW = (torch.bfloat16, torch.float16)
+"""Types that numpy does not have, or in which 65536 is infinite."""
+
 
 def read(tensors: Sequence[torch.Tensor]) -> list[NDArray[Any]]:
     """The values of tensors of integers below 2^24 or of probabilities; on a GPU they travel as float32, together."""
     if tensors[0].device.type == "cpu":
-        return [(each.float() if each.dtype is torch.bfloat16 else each).numpy() for each in tensors]
+        return [(each.float() if each.dtype in _NARROW else each).numpy() for each in tensors]
     packed = torch.cat([each.reshape(-1).to(torch.float32) for each in tensors]).cpu().numpy()
     parts = np.split(packed, np.cumsum([each.numel() for each in tensors])[:-1])
     return [

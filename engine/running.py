@@ -11,8 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from engine.driver import Observer
 from engine.engine import Engine, Piece
 from engine.options import Options
@@ -25,7 +23,6 @@ from spmoe.cli import json_output, named_file, printable
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, check_distinct, reason
 from spmoe.log import LogWriter
-from spmoe.machine.units import format_size
 from spmoe.policy.clairvoyant import Unforeseen
 from spmoe.results.timeline import TimelineWriter
 from spmoe.scheduler import TransferFailed
@@ -194,17 +191,3 @@ def _telling_failures(plan: Plan) -> Iterator[None]:
         raise InputError(str(error)) from error
     except Unforeseen as error:
         raise InputError(f"{plan.options.earlier}: {error}") from None
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        size = format_size(plan.slot_bytes)
-        room = "--vram, --cache or --slots" if plan.device.type == "cuda" else "--cache or --slots"
-        raise InputError(
-            f"out of memory on {plan.device}: slots for {plan.setting.slots} experts take {size} of it; lower {room}, "
-            "or give a shorter prompt"
-        ) from error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # What torch raises on the CPU has no name of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from engine.driver import Driver
-from engine.experts import ExpertRows, expert_output, install
+from engine.experts import ExpertRows, expert_output, install, uninstall
 from engine.families import MoeLayer
 from engine.host import HostWorker
 from engine.readout import forecasts, fractions, read
@@ -89,6 +89,7 @@ class Target:
 
     def release(self) -> None:
         """Lets go of everything, since the model's layers know this object: it cannot be used any more."""
+        uninstall(self._layers)
         self.__dict__.clear()
 
     def _forward(self, tokens: Sequence[int], keep: int) -> torch.Tensor:
@@ -164,22 +165,21 @@ class _LayerKernels:
         self._slots.record_use(slots)
 
     def compute_on_host(self, experts: Sequence[int]) -> None:
-        states, ready = _to_host(self._rows.states)
-        module, layout = self._layer.experts, self._store.layout
+        module, store = self._layer.experts, self._store
         first = self._layer.index * module.num_experts
 
-        def computation(expert: int) -> torch.Tensor:
-            if ready is not None:
-                ready.synchronize()
-            parameters = layout.views(self._store.blob(first + expert))
-            return expert_output(module, states[self._rows.rows(expert)], parameters)
+        def computation(expert: int) -> Callable[[], torch.Tensor]:
+            states, ready = _to_host(self._rows.states[self._rows.rows(expert)])
+
+            def compute() -> torch.Tensor:
+                if ready is not None:
+                    ready.synchronize()
+                return expert_output(module, states, store.layout.views(store.blob(first + expert)))
+
+            return compute
 
         for expert in experts:
-            self._on_host[expert] = self._host.compute(
-                self._layer.index,
-                expert,
-                lambda expert=expert: computation(expert),  # type: ignore[misc]
-            )
+            self._on_host[expert] = self._host.compute(self._layer.index, expert, computation(expert))
 
     def combined(self) -> torch.Tensor:
         """What all experts add up to [T, hidden]; the CPU's outputs are there, too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 import weakref
@@ -13,8 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from engine.engine import Engine  # noqa: E402
-from engine.tinypair import write_random_pair  # noqa: E402
+from engine.families import find_moe_layers  # noqa: E402
+from engine.readout import read  # noqa: E402
+from engine.report import trace_of  # noqa: E402
+from engine.tinypair import byte_tokenizer, write_random_pair  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
+from spmoe.trace.schema import TokenLine  # noqa: E402
+from tests.engine.tiny import VOCABULARY, save_tiny  # noqa: E402
 
 PROMPT = list(range(60, 80))
 
@@ -79,16 +85,85 @@ def test_closing_frees_threads_and_memory(pair: tuple[Path, Path]) -> None:
     try:
         engine = Engine.from_pretrained(*pair, cache=0.5, record=True)
         engine.generate(PROMPT, 8)
-        large = [weakref.ref(each) for each in (engine._model, engine._draft_model, engine._store, engine._slots)]
+        routers = [layer.router for layer in find_moe_layers(engine._model)]
+        owned = [engine._model, engine._draft_model, engine._store, engine._slots, *routers]
+        large = [weakref.ref(each) for each in owned]
+        del routers, owned
         assert threading.active_count() > threads
         engine.close()
         engine.close()
         assert threading.active_count() == threads
-        assert [each() for each in large] == [None] * 4
+        assert all(each() is None for each in large)
     finally:
         gc.enable()
+    for use in (lambda: engine.generate(PROMPT, 8), engine.finish, engine.check_weights):
+        with pytest.raises(RuntimeError, match="closed"):
+            use()
+
+
+def test_a_stream_does_not_outlive_its_engine(pair: tuple[Path, Path]) -> None:
+    with Engine.from_pretrained(*pair, cache=0.5) as engine:
+        stream = engine.stream(PROMPT, 24)
+        next(stream)
     with pytest.raises(RuntimeError, match="closed"):
+        next(stream)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("spmoe.paper", "spmoe.popular"), ("spmoe.per-layer", "spmoe.per-layer.popular")]
+)
+def test_popularity_stands_in_where_no_state_can_be_forecast_from(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, policy: str, expected: str
+) -> None:
+    with Engine.from_pretrained(*pair, policy=policy, cache=0.5) as engine:
+        plain = engine.generate(PROMPT, 24).tokens
+    monkeypatch.setattr("engine.families.attention_norm", lambda layer: None)
+    monkeypatch.setattr("engine.drafting.attention_norm", lambda layer: None)
+    with Engine.from_pretrained(*pair, policy=policy, cache=0.5) as engine:
+        assert engine.plan.recipe.name == expected
+        assert f"{expected} stands in for {policy}: the norm behind attention was not found" in engine.plan.fallback
+        assert engine.generate(PROMPT, 24).tokens == plain
+
+
+@pytest.mark.parametrize("policy", ["on-demand.lru", "next-gate", "spmoe.per-layer", "finemoe.paper.spec"])
+def test_the_device_is_read_once_a_layer(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    """Each reading is a synchronisation on a GPU."""
+    reads: list[int] = []
+    monkeypatch.setattr("engine.target.read", lambda tensors: (reads.append(1), read(tensors))[1])
+    with Engine.from_pretrained(*pair, policy=policy, cache=0.5, record=True) as engine:
+        engine.generate(PROMPT, 24)
+        metrics, layers = engine.metrics(), engine.plan.config.layers
+    assert len(reads) == layers * (metrics.steps + metrics.prefills)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_probabilities_are_recorded_in_every_number_format(pair: tuple[Path, Path], dtype: str) -> None:
+    with Engine.from_pretrained(*pair, cache=0.5, dtype=dtype, record=True) as engine:
         engine.generate(PROMPT, 8)
+        lines = [line for line in trace_of(engine) if isinstance(line, TokenLine)]
+    assert len(lines) == 7
+    for line in lines:
+        assert line.weights is not None
+        assert all(abs(sum(weights) - 65536) <= 512 for weights in line.weights)
+
+
+def test_a_draft_may_know_fewer_tokens_than_the_target(tmp_path: Path) -> None:
+    target = save_tiny(tmp_path / "target", "mixtral")
+    draft = save_tiny(tmp_path / "draft", "mixtral", vocab_size=VOCABULARY - 8)
+    for folder in (target, draft):
+        byte_tokenizer().save_pretrained(folder)
+    prompt = [VOCABULARY - 1, 5, VOCABULARY - 3, 9]
+    with Engine.from_pretrained(target, cache=0.5, policy="on-demand.lru") as engine:
+        plain = engine.generate(prompt, 24, ignore_eos=True).tokens
+    with Engine.from_pretrained(target, draft, cache=0.5) as engine:
+        assert engine.generate(prompt, 24, ignore_eos=True).tokens == plain
+
+
+def test_memory_that_runs_out_on_a_gpu_names_its_budget(engine: Engine) -> None:
+    plan = dataclasses.replace(engine.plan, device=torch.device("cuda"))
+    with pytest.raises(InputError, match=r"out of memory on cuda: .* lower --vram, --cache or --slots"):  # noqa: SIM117
+        with plan.naming_the_budget():
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.mark.parametrize(
