@@ -1,0 +1,201 @@
+"""Whole runs of the smallest recipe: the same weights again, whatever interrupts them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from spmoe.errors import InputError
+from training.card import card
+from training.corpus import Corpus
+from training.evaluation import evaluate
+from training.loop import Watch
+from training.progress import OutOfTime, shown
+from training.recipe import MICRO, PICO, RECIPES, Recipe
+from training.stages import Run
+from training.states import Row, State, read_state, write_state
+
+MODELS = ("draft", "control", "target")
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process in the middle of a step."""
+
+
+@contextmanager
+def unwatched(_stage: str, _steps: int) -> Iterator[Watch]:
+    yield lambda row: None
+
+
+def cut_at(wanted: str, step: int) -> object:
+    @contextmanager
+    def progress(stage: str, _steps: int) -> Iterator[Watch]:
+        def watch(row: Row) -> None:
+            if (stage, row.step) == (wanted, step):
+                raise Cut
+
+        yield watch
+
+    return progress
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of everything that a run leaves."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    Run(folder, MICRO, corpus).all(unwatched)
+    return folder
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(whole: Path, tmp_path: Path, corpus: Corpus) -> None:
+    # Behind a saved state, on one, before the first, and behind what thaws.
+    for stage, step in (("dense", 5), ("control", 3), ("upcycle", 1), ("upcycle", 8)):
+        with pytest.raises(Cut):
+            Run(tmp_path, MICRO, corpus).all(cut_at(stage, step))  # type: ignore[arg-type]
+        torch.randn(7)  # What else draws from the global generator in between changes nothing.
+    Run(tmp_path, MICRO, corpus).all(unwatched)
+    assert digests(tmp_path) == digests(whole)
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+import torch
+from training.corpus import read_corpus
+from training.recipe import MICRO
+from training.stages import Run
+
+@contextmanager
+def progress(stage, steps):
+    yield lambda row: (stage, row.step) == ("upcycle", 5) and os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+root, folder = map(Path, sys.argv[1:])
+corpus = read_corpus(root, "made up", frozenset(path.stem for path in root.iterdir()))
+Run(folder, MICRO, corpus).all(progress)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_process_is_gone_on_with_to_the_same_bytes(
+    whole: Path, made_up: Path, tmp_path: Path, corpus: Corpus
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(made_up), str(tmp_path)]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
+    assert killed.returncode == -9
+    assert not (tmp_path / "target").exists()
+    Run(tmp_path, MICRO, corpus).all(unwatched)
+    assert digests(tmp_path) == digests(whole)
+
+
+def test_a_run_that_is_done_changes_nothing(whole: Path, corpus: Corpus) -> None:
+    before = digests(whole)
+    Run(whole, MICRO, corpus).all(unwatched)
+    assert digests(whole) == before
+
+
+def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path, corpus: Corpus) -> None:
+    Run(tmp_path, replace(MICRO, seed=1), corpus).all(unwatched)
+    ours, theirs = digests(tmp_path), digests(whole)
+    for name in MODELS:
+        assert ours[f"{name}/model.safetensors"] != theirs[f"{name}/model.safetensors"]
+    assert ours["tokenizer/tokenizer.json"] == theirs["tokenizer/tokenizer.json"]
+
+
+def test_it_learns(whole: Path) -> None:
+    rows = [line.split(",") for line in (whole / "curve.csv").read_text().splitlines()]
+    assert rows[0] == ["stage", "step", "loss", "balance"]
+    losses = {
+        stage: [float(row[2]) for row in rows[1:] if row[0] == stage] for stage in ("dense", "control", "upcycle")
+    }
+    assert [len(each) for each in losses.values()] == [12, 10, 10]
+    assert losses["dense"][-1] < losses["dense"][0] - 0.3
+    assert losses["control"][-1] < losses["dense"][-1]
+
+
+def test_figures_and_card_come_from_the_models(whole: Path, corpus: Corpus) -> None:
+    figures = evaluate(whole, corpus)
+    json.dumps(figures, allow_nan=False)
+    assert 1 < figures["perplexity"]["control"] < figures["perplexity"]["draft"] < MICRO.vocabulary
+    assert all(0 <= share <= 1 for share in figures["acceptance"].values())
+    assert len(figures["layers"]) == MICRO.layers
+    text = card(MICRO, json.loads((whole / "run.json").read_text()), figures)
+    assert f"| draft | {figures['perplexity']['draft']:.2f} |" in text
+    assert "PSF-2.0" in text
+
+
+def test_figures_of_another_corpus_are_refused(whole: Path, corpus: Corpus) -> None:
+    with pytest.raises(InputError, match=r"trained on made up, sha256 \w+; this is made up, sha256 0"):
+        evaluate(whole, replace(corpus, fingerprint="0"))
+
+
+def test_a_folder_of_another_recipe_or_corpus_is_refused(whole: Path, corpus: Corpus) -> None:
+    with pytest.raises(InputError, match=r"run.json: field recipe: expected"):
+        Run(whole, replace(MICRO, noise=0.1), corpus)
+    with pytest.raises(InputError, match=r"run.json: field corpus: expected"):
+        Run(whole, MICRO, replace(corpus, fingerprint="0"))
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    state = State(3, {"a": torch.ones(2)}, {"a/step": torch.tensor(3.0)}, (Row(0, 1.5, None),))
+    write_state(path, state, "this")
+    found = read_state(path, "this")
+    assert found is not None and found.step == 3 and found.curve == state.curve
+    assert torch.equal(found.memory["a/step"], torch.tensor(3.0))
+    with pytest.raises(InputError, match=r"state.safetensors: expected a state of this run"):
+        read_state(path, "that")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match=r"state.safetensors: damaged"):
+        read_state(path, "this")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("layers", 0, "field layers: expected a whole number from 1 up, got 0"),
+        ("hidden", 30, "field hidden: expected a multiple of 4, got 30"),
+        ("noise", -1.0, "field noise: expected a number from 0 up, got -1.0"),
+        ("frozen", 1.5, "field frozen: expected a share from 0 to 1, got 1.5"),
+        ("top_k", 5, "field top_k: expected at most 4, got 5"),
+        ("vocabulary", 100, "field vocabulary: expected 258 to 32767 tokens, got 100"),
+    ],
+)
+def test_a_recipe_is_checked(field: str, value: float, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        replace(MICRO, **{field: value})
+
+
+def test_time_that_is_over_ends_a_run_unless_it_was_the_last_step() -> None:
+    with shown(1e-9)("dense", 3) as watch:
+        with pytest.raises(OutOfTime):
+            watch(Row(0, 1.0, None))
+        watch(Row(2, 1.0, None))
+    with shown(None)("dense", 3) as watch:
+        watch(Row(0, 1.0, None))
+
+
+def test_recipes_come_back_from_json() -> None:
+    for recipe in RECIPES.values():
+        assert Recipe.from_json(json.loads(json.dumps(recipe.to_json())), "x") == recipe
+    with pytest.raises(InputError, match="x: field depth: unknown"):
+        Recipe.from_json(PICO.to_json() | {"depth": 1}, "x")
