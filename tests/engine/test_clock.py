@@ -45,14 +45,16 @@ class Link:
 
 
 class Host:
-    """Has computed whatever it is asked for."""
+    """Has computed so many experts of `layer`, the last one first, down to `expert`."""
 
-    def __init__(self, results: int = 0) -> None:
+    def __init__(self, results: int = 0, layer: int = 0, expert: int = 0) -> None:
         self.outstanding = results
+        self._layer = layer
+        self._expert = expert
 
     def wait(self) -> HostResult:
         self.outstanding -= 1
-        return HostResult(0, self.outstanding, 0, 0)
+        return HostResult(self._layer, self._expert + self.outstanding, 0, 0)
 
     def finished(self, most: int | None = None) -> list[HostResult]:
         return [self.wait() for _ in range(self.outstanding)][:most]
@@ -131,7 +133,7 @@ def test_at_equal_times_arrivals_come_before_the_cpus_results() -> None:
     (_, ended), *_ = [(0, cost.host_expert_ns(1))]
     even = replace(cost.hardware.link, bandwidth=10**18, latency_ns=0, copy_ns=0)
     cost = CostModel(cost.geometry, replace(cost.hardware, link=even), cost.bits, cost.draft)
-    clock = VirtualClock(Link(), Host(1), cost)  # type: ignore[arg-type]
+    clock = VirtualClock(Link(), Host(1, 2, 5), cost)  # type: ignore[arg-type]
     clock.hand_over(2, (5,), (1,))
     assert events(clock._pass(ended - 1)) == []
     clock.submit(submit(0))
@@ -139,6 +141,20 @@ def test_at_equal_times_arrivals_come_before_the_cpus_results() -> None:
         BatchArrived(ended, 0, ended - 1, ended),
         HostComputed(ended, 2, 5, 0, ended),
     ]
+
+
+def test_what_was_not_due_is_no_arrival() -> None:
+    link = Link()
+    clock = virtual(link)
+    clock.submit(submit(0))
+    link.submit(submit(1))
+    link.wait()
+    with pytest.raises(RuntimeError, match="batch 1 arrived, and not what was due"):
+        next(iter(clock.wait()))
+    clock = VirtualClock(Link(), Host(1, 2, 4), costs())  # type: ignore[arg-type]
+    clock.hand_over(2, (5,), (1,))
+    with pytest.raises(RuntimeError, match=r"the CPU computed .*expert=4.* and not what was due"):
+        next(iter(clock.wait()))
 
 
 def test_a_failure_is_told_when_the_batch_would_have_arrived() -> None:

@@ -17,6 +17,7 @@ from engine.copies import Flight, MemoryCopier, Run  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.options import Options  # noqa: E402
 from engine.plan import make_plan  # noqa: E402
+from spmoe.errors import InputError  # noqa: E402
 from spmoe.log import LogWriter, verify_log  # noqa: E402
 from spmoe.scheduler import TransferFailed  # noqa: E402
 from spmoe.state.commands import Command, Submit  # noqa: E402
@@ -201,7 +202,7 @@ def test_a_failure_while_setting_up_leaves_nothing_running(monkeypatch: pytest.M
         raise MemoryError("no room")
 
     monkeypatch.setattr("engine.engine.Target", fails)
-    with pytest.raises(MemoryError, match="no room"):
+    with pytest.raises(InputError, match="out of memory on cpu"):
         Engine(make_plan(*pair, options(None)))
 
 
