@@ -26,7 +26,7 @@ from engine.record import Recorder
 from engine.sampling import Sampler
 from engine.slots import SlotBuffer
 from engine.store import HostStore
-from engine.target import Target, Told
+from engine.target import Target
 from engine.text import TextPieces
 from spmoe.errors import InputError
 from spmoe.results.metrics import Metrics, MetricsFold
@@ -207,9 +207,8 @@ class Engine:
         self._transfers = TransferFold(setting.budget.expert)
         driver = self._driver = Driver(scheduler, clock, (self._metrics.observe, self._transfers.observe, *observers))
         self.recorder = Recorder(config.layers, config.experts) if record else None
-        told = Told("next_gate" in recipe.needs, "gates" in recipe.needs, recipe.gate)
         layers = find_moe_layers(self._model)
-        target = Target(self._model, layers, self._store, self._slots, host, driver, told, self.recorder)
+        target = Target(self._model, layers, self._store, self._slots, host, driver, recipe.told, self.recorder)
         stack.callback(target.release)
         draft = None
         if self._draft_model is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -17,22 +17,10 @@ from engine.readout import forecasts, fractions, read
 from engine.record import Recorder
 from engine.slots import SlotBuffer
 from engine.store import HostStore
-from spmoe.policy.gating import SensitivityGate
+from spmoe.policy.recipe import Told
 from spmoe.state.events import Forecast
 from spmoe.step import Routed
 from spmoe.trace.gates import even_gate
-
-
-class Told(NamedTuple):
-    """What a recipe wants to be told besides the routing, and how it changes that.
-
-    `next_gate`: forecasts from the next layer's gate.  `gates`: gate weights.  `gate` drops experts of tokens that are
-    verified alone (lossy).
-    """
-
-    next_gate: bool
-    gates: bool
-    gate: SensitivityGate | None
 
 
 class Target:

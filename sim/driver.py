@@ -9,7 +9,7 @@ import simpy
 
 from sim.cpu import Cpu, Result
 from sim.link import Arrival, Link
-from sim.passes import Pass, PromptPass, StepPass, Told
+from sim.passes import Pass, PromptPass, StepPass
 from spmoe.machine.cost import CostModel
 from spmoe.policy.runtime import NATIVE, Runtime
 from spmoe.scheduler import Scheduler
@@ -77,9 +77,8 @@ class Driver:
         """The effect that waits for something to land."""
         self._blocked_until = 0
         """Until when experts may not compute."""
-        needs = scheduler.recipe.needs
-        self._told = Told("next_gate" in needs, "gates" in needs, scheduler.recipe.gate)
-        self._feeds_prefill = "future" in needs
+        self._told = scheduler.recipe.told
+        self._feeds_prefill = "future" in scheduler.recipe.needs
 
     def run(self, requests: Iterator[Request]) -> None:
         """Replay them all.

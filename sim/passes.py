@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from spmoe.machine.cost import CostModel
-from spmoe.policy.gating import SensitivityGate, thinned
+from spmoe.policy.gating import thinned
+from spmoe.policy.recipe import Told
 from spmoe.state.events import Forecast
 from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Routed
 from spmoe.trace.gates import even_gate, gate_of
@@ -14,18 +15,6 @@ from spmoe.trace.schema import PrefillLine, TokenLine
 from spmoe.trace.windows import Routing, window
 
 NO_FORECAST: Forecast = ()
-
-
-class Told(NamedTuple):
-    """What a recipe wants to be told besides the routing, and how it changes that.
-
-    `next_gate`: forecasts from the next layer's gate.  `gates`: gate probabilities.  `gate` drops experts of tokens
-    that are verified alone (lossy).
-    """
-
-    next_gate: bool = False
-    gates: bool = False
-    gate: SensitivityGate | None = None
 
 
 NOTHING: Final = Told()

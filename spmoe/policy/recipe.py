@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from spmoe.policy.activation_matrix import ActivationAware, ActivationMatrix
 from spmoe.policy.admission import Admission, Always
@@ -24,6 +25,18 @@ from spmoe.policy.speculation import FixedGamma, Speculation
 
 Predictor = NoPredictor | DraftGate | NextGate | Popular | ActivationMatrix | ExpertMap | UtilityCounters | Clairvoyant
 Eviction = Lru | Lfu | LeastStale | ActivationAware | MapAware | Levels | Farthest
+
+
+class Told(NamedTuple):
+    """What a driver tells a recipe of routers besides their choice, and how that choice is changed.
+
+    `next_gate`: forecasts from the next layer's gate.  `gates`: gate probabilities.  `gate` drops experts of tokens
+    that are verified alone (lossy).
+    """
+
+    next_gate: bool = False
+    gates: bool = False
+    gate: SensitivityGate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +77,11 @@ class Recipe:
         "gates" (their probabilities, where known) and "cpu" (its speed).
         """
         return self.predictor.needs | self.placement.needs | self.miss.needs
+
+    @property
+    def told(self) -> Told:
+        """What drivers have to tell it of routers."""
+        return Told("next_gate" in self.needs, "gates" in self.needs, self.gate)
 
     @property
     def fetch_only(self) -> bool:
