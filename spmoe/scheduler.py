@@ -299,7 +299,14 @@ class Scheduler:
     def _gate_predicted(self, event: GatePredicted) -> None:
         if not (self._phase is Phase.LAYER and event.layer == self._next_layer < self.config.layers):
             self._refuse(event)
-        self._wish(self.forecast.gate_predicted(event), Purpose.PREFETCH)
+        forecast = self.forecast
+        wishes = forecast.gate_predicted(event)
+        if wishes and forecast.refines:
+            first = event.layer * self.config.experts
+            self.queue.drop(first, first + self.config.experts)
+        if forecast.most is not None:
+            wishes = _at_most(forecast.most, wishes, self.residency.resident)
+        self._wish(wishes, Purpose.PREFETCH)
 
     def _computed(self, event: Computed) -> None:
         first = event.layer * self.config.experts
@@ -346,8 +353,6 @@ class Scheduler:
         resident, in_flight = residency.resident, residency.in_flight
         if forecast.replaces and wishes and purpose is Purpose.PREFETCH:
             self.queue.clear()
-        if forecast.most is not None and purpose is Purpose.PREFETCH:
-            wishes = _at_most(forecast.most, wishes, resident)
         there = []
         for key, deadline, weight in wishes:
             if key in resident:
@@ -407,12 +412,12 @@ class Scheduler:
 
 
 def _at_most(most: int, wishes: Iterable[Wish], resident: Container[int]) -> list[Wish]:
-    """The wishes up to the last of the first `most` that are not resident."""
+    """The wishes for residents, and the first `most` of the others."""
     chosen: list[Wish] = []
     for wish in wishes:
         if wish[0] not in resident:
             if not most:
-                break
+                continue
             most -= 1
         chosen.append(wish)
     return chosen

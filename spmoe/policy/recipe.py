@@ -20,10 +20,21 @@ from spmoe.policy.placement import GlobalPool, Placement
 from spmoe.policy.planner import IOPlan, OneByOne
 from spmoe.policy.popular import Popular
 from spmoe.policy.prefetch import DraftGate, NextGate, NoPredictor
+from spmoe.policy.refined import DraftThenGate
 from spmoe.policy.runtime import NATIVE, Runtime
 from spmoe.policy.speculation import FixedGamma, Speculation
 
-Predictor = NoPredictor | DraftGate | NextGate | Popular | ActivationMatrix | ExpertMap | UtilityCounters | Clairvoyant
+Predictor = (
+    NoPredictor
+    | DraftGate
+    | NextGate
+    | DraftThenGate
+    | Popular
+    | ActivationMatrix
+    | ExpertMap
+    | UtilityCounters
+    | Clairvoyant
+)
 Eviction = Lru | Lfu | LeastStale | ActivationAware | MapAware | Levels | Farthest
 
 

@@ -22,6 +22,7 @@ from spmoe.policy.planner import Batched
 from spmoe.policy.popular import Popular
 from spmoe.policy.prefetch import DraftGate, NextGate
 from spmoe.policy.recipe import Recipe
+from spmoe.policy.refined import DraftThenGate
 
 SP_MOE = "Chen et al., SP-MoE, arXiv 2510.10302"
 SP_MOE_DIFFERS = (
@@ -164,6 +165,18 @@ SP_MOE_ROWS = (
         summary="as spmoe.per-layer, with the most used experts of the next layer as forecasts",
         differs="as spmoe.popular, with the cache of spmoe.per-layer",
         placement=LayerPools(),
+    ),
+    Recipe(
+        name="spmoe.refined",
+        summary="as spmoe.per-layer; the next layer's gate corrects the draft, layer by layer",
+        source=SP_MOE,
+        differs="ours: the target's state one layer before replaces what is queued on the draft's word, keeps the "
+        "residents that it names, and fetches no more than a layer's time allows; for the rest as spmoe.per-layer",
+        placement=LayerPools(),
+        predictor=DraftThenGate(top_n=1),
+        horizon=CutoffLayer(),
+        io=Batched(),
+        fallback="spmoe.per-layer.next-gate",
     ),
 )
 

@@ -35,8 +35,11 @@ class Forecast:
     replaces = False
     """Whether new wishes take the place of all prefetches that are still queued."""
 
+    refines = False
+    """Whether what the target's own state says of a layer takes the place of prefetches still queued for it."""
+
     most: int | None = None
-    """Of wishes that come together, only this many experts that are not there yet are fetched; None for all."""
+    """Of what the target's own state says, only this many experts that are not there yet are fetched; None for all."""
 
     looks_ahead = False
     """Whether `top_up` ever has a wish."""

@@ -22,6 +22,8 @@ from spmoe.policy.registry import RECIPES, fallback, recipe, registry
         ("spmoe.next-gate", ["next_gate"], "spmoe.popular"),
         ("spmoe.per-layer", ["draft"], "spmoe.per-layer.next-gate"),
         ("spmoe.per-layer", ["draft", "next_gate"], "spmoe.per-layer.popular"),
+        ("spmoe.refined", ["draft"], "spmoe.per-layer.next-gate"),
+        ("spmoe.refined", ["draft", "next_gate"], "spmoe.per-layer.popular"),
         ("next-gate", ["draft", "next_gate"], "spmoe.popular"),
         ("spmoe.popular", ["draft", "next_gate"], None),
         ("adapmoe", ["next_gate"], None),

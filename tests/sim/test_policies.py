@@ -104,6 +104,7 @@ def test_patterns_choose_in_the_order_given(capsys: pytest.CaptureFixture[str]) 
         "spmoe.per-layer",
         "spmoe.per-layer.next-gate",
         "spmoe.per-layer.popular",
+        "spmoe.refined",
     ]
 
 
