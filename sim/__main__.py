@@ -1,4 +1,4 @@
-"""`python -m sim`: policies, replay, cutoff, sweep, plot, cost, check, import."""
+"""`python -m sim`: policies, replay, cutoff, forecasts, sweep, plot, cost, check, import."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sim.cutoff import study_cutoff
+from sim.forecast_tables import show_forecasts
+from sim.forecasts import forecasts
 from sim.grid import grid
 from sim.options import parser
 from sim.plot import plot
@@ -93,6 +95,18 @@ def run_cutoff(options: argparse.Namespace) -> None:
     show_cutoff(study, console(sys.stderr if options.json == "-" else sys.stdout))
 
 
+def run_forecasts(options: argparse.Namespace) -> None:
+    """Rate a trace's forecasts and say how early they come."""
+    check_distinct(trace=options.trace, log=options.log, json=named_file(options.json))
+    trace = TraceFile(options.trace)
+    given = {name: value for name, value in _setting(options).items() if value is not None}
+    with json_output(options.json) as write_json:
+        with progress_bar(len(trace.header.forecasts) * trace.header.tokens, "tokens") as progress:
+            study = forecasts(trace, log=options.log, progress=progress, **given)
+        write_json(study.to_json())
+    show_forecasts(study, console(sys.stderr if options.json == "-" else sys.stdout))
+
+
 def run_swept(options: argparse.Namespace) -> None:
     """Run a grid of replays, or say how large it is."""
     check_jobs(options.jobs)
@@ -163,6 +177,7 @@ COMMANDS: Commands = {
     "policies": run_policies,
     "replay": run_replay,
     "cutoff": run_cutoff,
+    "forecasts": run_forecasts,
     "sweep": run_swept,
     "plot": run_plot,
     "cost": run_cost,

@@ -46,6 +46,19 @@ def parser() -> argparse.ArgumentParser:
     _add_setting(cut)
     cut.add_argument("--json", metavar="FILE", help="write both cutoffs and the sweep as JSON; - for standard output")
 
+    foresee = commands.add_parser("forecasts", help="how good the forecasts of a trace are, and how early they come")
+    foresee.add_argument("trace", metavar="TRACE")
+    _add_setting(foresee)
+    # Left out unless given, for a log has its own.
+    foresee.set_defaults(hardware=None, bits=None, gamma=None)
+    foresee.add_argument(
+        "--log",
+        metavar="FILE",
+        type=file,
+        help="take lead times from the decision log of a run of the trace's model (its machine, cache and gamma too)",
+    )
+    foresee.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+
     _add_sweep(commands.add_parser("sweep", help="replays over a grid, on all cores: a table with one row per cell"))
     _add_plot(commands.add_parser("plot", help="draw what a sweep found: TPOT against cache share, gamma or cutoff"))
 

@@ -7,11 +7,11 @@ off and is refused.  Expert keys are written as pairs [layer, expert].
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
@@ -79,11 +79,22 @@ class Verified(NamedTuple):
     lines: int
 
 
-def verify_log(path: str | Path, future: Callable[[SchedulerConfig], Future] | None = None) -> Verified:
+def read_config(path: str | Path) -> SchedulerConfig:
+    """What the scheduler of a logged run was set up with.  Raises InputError where that cannot be read."""
+    with _open(path) as stream, _at(path, 1):
+        return _read_config(stream.readline())
+
+
+def verify_log(
+    path: str | Path,
+    future: Callable[[SchedulerConfig], Future] | None = None,
+    observers: Sequence[Callable[[Event, tuple[Command, ...]], None]] = (),
+) -> Verified:
     """Feed the events of a log to a fresh scheduler and compare its commands with those logged, byte for byte.
 
-    `future` tells it to recipes that need it, for a log does not hold it.  Raises InputError, naming file and line,
-    where the log is damaged or cut off, or where the commands differ.
+    `future` tells it to recipes that need it, for a log does not hold it.  `observers` see every event with its
+    answer, as those of a run do; what they saw holds only where nothing is raised.  Raises InputError, naming file and
+    line, where the log is damaged or cut off, or where the commands differ.
     """
     count = events = 0
     with _open(path) as stream:
@@ -116,6 +127,8 @@ def verify_log(path: str | Path, future: Callable[[SchedulerConfig], Future] | N
                 with _at(path, number):
                     event = _read_event(entry, scheduler.config.experts)
                     commands = scheduler.handle(event)
+                    for observe in observers:
+                        observe(event, commands)
                 expected = iter(lines_of(event, commands, scheduler.config.experts)[1:])
             elif line != (wanted := next(expected, "no command")):
                 raise InputError(f"{path}:{number}: a fresh scheduler says {wanted.strip()}, the log {line.strip()}")
@@ -134,10 +147,14 @@ def _json(value: object) -> str:
 
 
 def _object(line: str) -> dict[str, Any]:
-    value = json.loads(line)
+    value = json.loads(line, parse_constant=_refuse_constant)
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object")
     return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"expected finite numbers, got {name}")
 
 
 def _read_config(line: str) -> SchedulerConfig:
@@ -155,6 +172,9 @@ def _read_event(entry: dict[str, Any], experts: int) -> Event:
     if name == "RequestBegun":
         entry["popular"] = [expert_key(layer, expert, experts) for layer, expert in entry["popular"]]
     event: Event = _EVENTS[name](**{field: _tuples(value) for field, value in entry.items()})
+    for field in ("time", "started", "ended"):
+        if type(time := getattr(event, field, 0)) is not int:
+            raise ValueError(f"field {field}: expected whole nanoseconds, got {time!r}")
     for expert in _named_experts(event):
         if not 0 <= expert < experts:
             raise ValueError(f"expert {expert!r} is out of range 0..{experts - 1}")
