@@ -7,9 +7,14 @@ DEMO = on-demand.lru on-demand.lru-per-layer static.hindsight accelerate.layer-s
 
 SOAKED = $(addprefix tests/engine/test_, lossless.py bfloat16.py sampled_runs.py waves.py)
 
-.PHONY: demo test soak lint bench clean
+.PHONY: demo replay test soak lint bench clean
 
-demo: .venv/demo.done
+# On the CPU whatever the machine has, so that it shows the same everywhere.
+demo: replay .venv/engine.done
+	$(BIN)/python -m engine run --device cpu --cache 0.5 --max-new-tokens 96 --against-plain
+
+# The first half of the demo, without PyTorch.
+replay: .venv/replay.done
 	$(BIN)/python -m sim replay traces/mixtral.jsonl --policy $(DEMO)
 
 test: lint
@@ -25,7 +30,7 @@ lint: .venv/test.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/demo.done
+bench: .venv/replay.done
 	$(BIN)/python -m benchmarks.readme_table
 	$(BIN)/python -m benchmarks.replay_speed
 
@@ -34,14 +39,19 @@ bench: .venv/demo.done
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/demo.done: pyproject.toml | .venv/created
+.venv/replay.done: pyproject.toml | .venv/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-# With PyTorch, for the engine's tests.
+# With PyTorch.
+.venv/engine.done: pyproject.toml constraints/cpu.txt | .venv/replay.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt --editable '.[engine]'
+	@touch $@
+
+# With PyTorch and what tests and linters need.
 .venv/test.done: pyproject.toml constraints/cpu.txt | .venv/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt --editable '.[test]'
-	@touch $@ .venv/demo.done
+	@touch $@ .venv/engine.done .venv/replay.done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 import engine.target as target_module
+from benchmarks.random_pair import PairShape, write_random_pair
 from engine.engine import Engine
 from engine.experts import ExpertRows
 from engine.host import HostWorker
 from engine.link import Link
 from engine.target import Target
-from engine.tinypair import PairShape, write_random_pair
 from spmoe.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parent / "results" / "engine_overhead.json"

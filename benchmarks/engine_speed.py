@@ -28,8 +28,8 @@ from scipy.stats import t as student
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
+from benchmarks.random_pair import PairShape, write_random_pair
 from engine.engine import Engine
-from engine.tinypair import PairShape, write_random_pair
 from spmoe.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parent / "results"

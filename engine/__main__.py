@@ -1,9 +1,10 @@
-"""`python -m engine`: run, verify-log.  Only `run` needs PyTorch, and imports it when it is called."""
+"""`python -m engine`: run, record, verify-log.  The first two need PyTorch, and import it when they are called."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from engine.commands import parser
 from spmoe.cli import run_command, start
@@ -20,18 +21,32 @@ NEEDED = ("torch", "transformers", "safetensors", "tokenizers")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 where the input is bad, 128 + n where signal n ended it."""
-    return run_command(parser(), {"run": run, "verify-log": run_verify_log}, argv)
+    return run_command(parser(), {"run": run, "record": run_record, "verify-log": run_verify_log}, argv)
 
 
 def run(options: argparse.Namespace) -> None:
     """Generate text to standard output, then say what it took."""
-    try:
+    with _needing_torch("run"):
         import engine.running
+    engine.running.run(options)
+
+
+def run_record(options: argparse.Namespace) -> None:
+    """Record a trace from many prompts."""
+    with _needing_torch("record"):
+        import engine.recording
+    engine.recording.record(options)
+
+
+@contextmanager
+def _needing_torch(command: str) -> Iterator[None]:
+    """InputError where what the imports in the block need is not installed."""
+    try:
+        yield
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in NEEDED:
             raise
-        raise InputError(f"run needs PyTorch and transformers: pip install 'spmoe[engine]' ({error})") from None
-    engine.running.run(options)
+        raise InputError(f"{command} needs PyTorch and transformers: pip install 'spmoe[engine]' ({error})") from None
 
 
 def run_verify_log(options: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from spmoe.files import reason
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _PICKLES: Final = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+_PARTS: Final = ("draft", "target")
 _FLOATS: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -75,6 +76,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if name not in tensors:
             raise InputError(f"{folder / shard}: tensor {name} is missing; {_INDEX} says that it is here")
     return Checkpoint(folder, tensors)
+
+
+def model_name(folder: Path) -> str:
+    """What the model in `folder` is called: as the folder is, behind the name of the one around it where it only tells
+    the model's part in a pair."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}-{folder.name}" if folder.name in _PARTS else folder.name
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from spmoe.machine.hardware import hardware_names
 
 NEW_TOKENS = 128
 
+_Group = argparse._ArgumentGroup
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `python -m engine`."""
@@ -19,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="generate text, and say what it took"))
+    _add_record(commands.add_parser("record", help="record a routing trace from many prompts"))
     verify = commands.add_parser("verify-log", help="repeat the decisions of a log with a fresh scheduler")
     verify.add_argument("log", metavar="FILE")
     verify.add_argument("--earlier", type=file, metavar="TRACE", help="what the run knew, where it was clairvoyant")
@@ -26,40 +29,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
-    run.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: a tiny random pair)")
-    run.add_argument("--draft", metavar="PATH", help="a draft model's folder (default: no speculation)")
-    run.add_argument("--prompt", nargs="+", metavar="TEXT", help="one request each")
-
-    text = run.add_argument_group("text")
-    text.add_argument("--chat", action="store_true", help="wrap each prompt in the model's chat template")
-    text.add_argument("--max-new-tokens", type=_count, default=NEW_TOKENS, metavar="N", help=f"default {NEW_TOKENS}")
-    text.add_argument("--ignore-eos", action="store_true", help="go on behind the end of the sequence")
-    text.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 (default) is greedy")
-    text.add_argument("--seed", type=_seed, metavar="N", help="with a temperature: the same draws again")
+    _add_models(run)
+    run.add_argument("--prompt", nargs="+", metavar="TEXT", help="one request each (shipped pair: a piece of code)")
+    text = _add_text(run)
+    text.add_argument(
+        "--against-plain", action="store_true", help="then generate with plain transformers, too, and compare"
+    )
 
     policy = run.add_argument_group("policy")
     policy.add_argument(
         "--policy", default="spmoe.per-layer", metavar="NAME", help="default spmoe.per-layer; python -m sim policies"
     )
-    policy.add_argument("--gamma", type=int, metavar="N", help=f"drafted tokens per round (default {GAMMA})")
+    _add_drafting(policy)
     policy.add_argument("--cutoff", type=int, metavar="N", help="leading layers that spmoe.* prefetches for")
-    policy.add_argument("--layer-map", type=_numbers, metavar="N,N,...", help="for each MoE layer the draft's layer")
     policy.add_argument("--lossy", action="store_true", help="allow policies that change the model's output")
     policy.add_argument(
         "--earlier", type=file, metavar="TRACE", help="an earlier run, for policies that learn from one"
     )
 
-    machine = run.add_argument_group("machine")
-    room = machine.add_mutually_exclusive_group()
-    room.add_argument("--vram", metavar="SIZE", help="memory on the device, such as 18GiB (default: what is free)")
-    room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts with slots (CPU: 0.5)")
-    room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
-    machine.add_argument(
-        "--context", type=_count, metavar="N", help="longest request to keep room for (default: as asked)"
-    )
-    machine.add_argument("--host-memory", metavar="SIZE", help="host memory to stay within (default: what is free)")
-    machine.add_argument("--device", metavar="cuda|cpu", help="default: cuda where there is one")
-    machine.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 on a GPU")
+    machine = _add_machine(run, "CPU: 0.5")
     machine.add_argument("--link-gbps", type=float, metavar="G", help="on the CPU: slow copies to G * 10^9 bytes/s")
     machine.add_argument(
         "--hardware",
@@ -74,6 +62,56 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     out.add_argument("--log", metavar="FILE", type=file, help="write the decision log")
     out.add_argument("--timeline", metavar="FILE", type=file, help="write a Chrome trace; ui.perfetto.dev opens it")
     out.add_argument("--record", metavar="FILE", type=file, help="write the run as a trace (.jsonl, .gz, .zst)")
+
+
+def _add_record(record: argparse.ArgumentParser) -> None:
+    record.add_argument(
+        "--prompts",
+        required=True,
+        type=file,
+        metavar="FILE",
+        help=".txt: one prompt per line; .jsonl: one JSON string, or object with a prompt, per line",
+    )
+    record.add_argument("--out", required=True, type=file, metavar="FILE", help="the trace (.jsonl, .gz, .zst)")
+    _add_models(record)
+    _add_text(record)
+    _add_drafting(record.add_argument_group("drafting"))
+    _add_machine(record, "CPU: 1 where memory allows it")
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: the shipped pair)")
+    command.add_argument("--draft", metavar="PATH", help="a draft model's folder (default: no speculation)")
+
+
+def _add_text(command: argparse.ArgumentParser) -> _Group:
+    text = command.add_argument_group("text")
+    text.add_argument("--chat", action="store_true", help="wrap each prompt in the model's chat template")
+    text.add_argument("--max-new-tokens", type=_count, default=NEW_TOKENS, metavar="N", help=f"default {NEW_TOKENS}")
+    text.add_argument("--ignore-eos", action="store_true", help="go on behind the end of the sequence")
+    text.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 (default) is greedy")
+    text.add_argument("--seed", type=_seed, metavar="N", help="with a temperature: the same draws again")
+    return text
+
+
+def _add_drafting(group: _Group) -> None:
+    group.add_argument("--gamma", type=int, metavar="N", help=f"drafted tokens per round (default {GAMMA})")
+    group.add_argument("--layer-map", type=_numbers, metavar="N,N,...", help="for each MoE layer the draft's layer")
+
+
+def _add_machine(command: argparse.ArgumentParser, default: str) -> _Group:
+    machine = command.add_argument_group("machine")
+    room = machine.add_mutually_exclusive_group()
+    room.add_argument("--vram", metavar="SIZE", help="memory on the device, such as 18GiB (default: what is free)")
+    room.add_argument("--cache", type=float, metavar="FRACTION", help=f"share of all experts with slots ({default})")
+    room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
+    machine.add_argument(
+        "--context", type=_count, metavar="N", help="longest request to keep room for (default: as asked)"
+    )
+    machine.add_argument("--host-memory", metavar="SIZE", help="host memory to stay within (default: what is free)")
+    machine.add_argument("--device", metavar="cuda|cpu", help="default: cuda where there is one")
+    machine.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 on a GPU")
+    return machine
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -20,9 +20,9 @@ from engine.host import HostWorker
 from engine.link import Link
 from engine.loader import load_experts, load_rest
 from engine.options import Options
-from engine.pair import load_draft
+from engine.pair import check_folders, load_draft
 from engine.plan import Plan, make_plan
-from engine.record import Recorder
+from engine.record import Lines, Recorder
 from engine.sampling import Sampler
 from engine.slots import SlotBuffer
 from engine.store import HostStore
@@ -54,16 +54,24 @@ class Engine:
     Use it in a `with` block, or `close` it: threads and memory are its own.  One request at a time, batch 1.
     """
 
-    def __init__(self, plan: Plan, observers: Sequence[Observer] = (), *, record: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        observers: Sequence[Observer] = (),
+        *,
+        record: bool = False,
+        lines: Lines | None = None,
+    ) -> None:
         """Loads what `plan` says; `observers` see every event with the scheduler's answer, and with `record` notes are
-        taken for a trace.
+        taken for a trace, whose `lines` are kept there (None: in memory).
 
         Raises InputError where memory does not suffice or a checkpoint turns out bad.
         """
         self.plan = plan
         with ExitStack() as stack, plan.naming_the_budget():
             self._load(stack)
-            self._connect(stack, tuple(observers), record)
+            self.recorder = Recorder(plan.config.layers, plan.config.experts, lines) if record else None
+            self._connect(stack, tuple(observers))
             self._stack = stack.pop_all()
         self._busy = False
 
@@ -86,8 +94,9 @@ class Engine:
 
         Raises InputError, one line, for whatever is wrong with folders or options.
         """
-        plan = make_plan(Path(model), None if draft is None else Path(draft), Options(**options))
-        return cls(plan, record=record)
+        folders = Path(model), None if draft is None else Path(draft)
+        check_folders(*folders)
+        return cls(make_plan(*folders, Options(**options)), record=record)
 
     def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> Generation:
         """What follows `prompt` (text, or token ids); `sampling` as in `stream`."""
@@ -118,7 +127,7 @@ class Engine:
             raise InputError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         self.plan.check_request(tokens, max_new_tokens)
         sampler = Sampler(temperature, seed, self._vocabulary)
-        return self._stream(tokens, max_new_tokens, frozenset() if ignore_eos else self._ends, sampler)
+        return self._stream(tokens, max_new_tokens, frozenset() if ignore_eos else self.ends, sampler)
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The token ids of `prompt`; InputError for text where there is no tokenizer."""
@@ -184,9 +193,10 @@ class Engine:
         stack.callback(self._free)
         self._vocabulary: int = self._model.config.get_text_config().vocab_size
         ends = self._model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self.ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        """The tokens that end a sequence."""
 
-    def _connect(self, stack: ExitStack, observers: tuple[Observer, ...], record: bool) -> None:
+    def _connect(self, stack: ExitStack, observers: tuple[Observer, ...]) -> None:
         """Scheduler, link, CPU and clock, and the models with them."""
         plan = self.plan
         config, recipe, setting = plan.config, plan.recipe, plan.setting
@@ -206,7 +216,6 @@ class Engine:
         self._metrics = MetricsFold(config.experts)
         self._transfers = TransferFold(setting.budget.expert)
         driver = self._driver = Driver(scheduler, clock, (self._metrics.observe, self._transfers.observe, *observers))
-        self.recorder = Recorder(config.layers, config.experts) if record else None
         layers = find_moe_layers(self._model)
         target = Target(self._model, layers, self._store, self._slots, host, driver, recipe.told, self.recorder)
         stack.callback(target.release)

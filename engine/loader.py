@@ -9,7 +9,7 @@ All is read from a local folder; no code from it runs (`auto_map` is ignored), a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from engine.checkpoint import Checkpoint, read_checkpoint, read_json
+from engine.checkpoint import Checkpoint, model_name, read_checkpoint, read_json
 from engine.families import MoeLayer, expert_layout, find_moe_layers, read_geometry
 from engine.layout import Layout
 from engine.packing import Packing, plan_packing, write_piece
@@ -109,7 +109,7 @@ def read_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
     """
     folder = Path(folder)
     shell = read_shell(folder, dtype)
-    geometry = read_geometry(shell, folder.resolve().name, str(folder / "config.json"))
+    geometry = read_geometry(shell, model_name(folder), str(folder / "config.json"))
     layers = find_moe_layers(shell)
     checkpoint = read_checkpoint(folder)
     packing = plan_packing(checkpoint, shell, layers)
@@ -138,15 +138,42 @@ def load_rest(blueprint: Blueprint) -> Any:
         # What needed no conversion is still a view of a mapped file, which may be replaced or leave the page cache.
         for tensor in chain(model.parameters(), model.buffers()):
             tensor.data = tensor.data.clone()
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        raise InputError(f"{folder}: tensor {name}: expected shape {list(expected)}, got {list(found)}")
-    for name in sorted(report["missing_keys"]):
-        raise InputError(f"{folder}: no tensor for {name}")
+    check_loaded(blueprint.shell, report, folder)
     model.__class__ = model_class
     model.name_or_path = model.config.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = _read("generation_config.json", GenerationConfig, folder)
     return model
+
+
+def check_loaded(model: Any, report: Mapping[str, Any], folder: str | Path) -> None:
+    """InputError where transformers' `report` says that the tensors in `folder` are not those of `model` (whole, on any
+    device).
+
+    Other parts may lie beside them, which only other uses of a checkpoint need: towers, heads, layers that predict.
+    """
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise InputError(f"{folder}: tensor {name}: expected shape {list(expected)}, got {list(found)}")
+    for name in sorted(report["missing_keys"]):
+        raise InputError(f"{folder}: no tensor for {name}")
+    for name in _stray(model, report["unexpected_keys"]):
+        raise InputError(f"{folder}: tensor {name}: the model in config.json has none of that name")
+
+
+def _stray(model: Any, unexpected: Iterable[str]) -> Iterator[str]:
+    """Those that belong to layers of `model`, or to layers like them which it should have."""
+    prefix = f"{model.base_model_prefix}.layers."
+    own = [name.removeprefix(prefix).partition(".") for name in model.state_dict() if name.startswith(prefix)]
+    numbers, kinds = {number for number, _, _ in own}, {kind for _, _, kind in own}
+    found: dict[str, set[str]] = {}
+    for name in sorted(unexpected):
+        if name.startswith(prefix):
+            number, _, kind = name.removeprefix(prefix).partition(".")
+            found.setdefault(number, set()).add(kind)
+    for number, of_layer in found.items():
+        # Layers that predict further tokens have more in them than any other.
+        if number in numbers or of_layer <= kinds:
+            yield from (f"{prefix}{number}.{kind}" for kind in sorted(of_layer))
 
 
 def load_experts(blueprint: Blueprint, store: BlobStore) -> None:

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.checkpoint import read_json
+from engine.checksums import check_sums
 from engine.families import find_moe_layers, kv_values
-from engine.loader import load_tokenizer, quiet, refusing
+from engine.loader import check_loaded, load_tokenizer, quiet, refusing
 from spmoe.errors import InputError
 from spmoe.machine.geometry import Geometry
 from spmoe.trace.schema import DraftShape, ModelShape
@@ -23,11 +24,20 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 
 def require_folder(folder: Path) -> None:
     """InputError unless `folder` is one, with a configuration: models are not fetched by name."""
-    if not folder.exists():
-        raise InputError(f"{folder}: no such folder; expected a checkpoint on this machine (`hf download` fetches one)")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a checkpoint's folder, got a file")
+    _require_directory(folder)
     read_json(folder / "config.json")
+
+
+def check_folders(*folders: Path | None) -> None:
+    """InputError unless each is a checkpoint's folder, with the files that it should have where it says so itself.
+
+    To be called once, before anything else reads them: sums are made of all their bytes.
+    """
+    for folder in dict.fromkeys(folders):
+        if folder is not None:
+            _require_directory(folder)
+            check_sums(folder)
+            require_folder(folder)
 
 
 def find_tokenizer(folder: Path) -> Any:
@@ -38,23 +48,25 @@ def find_tokenizer(folder: Path) -> Any:
 
 def load_draft(folder: str | Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The model in `folder`, all of it on `device`, in evaluation mode.  InputError for whatever is wrong with it."""
-    with refusing(f"{folder}: the draft cannot be loaded"), quiet():
+    # What is the default for experts knows no float64.
+    return load_whole(folder, dtype, device, "eager" if dtype is torch.float64 else None)
+
+
+def load_whole(folder: str | Path, dtype: torch.dtype, device: torch.device, experts: str | None) -> Any:
+    """The same; `experts` names transformers' way to compute experts (None: its default)."""
+    with refusing(f"{folder}: the model cannot be loaded"), quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            # What is the default for experts knows no float64.
-            experts_implementation="eager" if dtype is torch.float64 else None,
+            experts_implementation=experts,
             ignore_mismatched_sizes=True,  # reported below, in one line
             output_loading_info=True,
         )
     model, report = loaded
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        raise InputError(f"{folder}: tensor {name}: expected shape {list(expected)}, got {list(found)}")
-    for name in sorted(report["missing_keys"]):
-        raise InputError(f"{folder}: no tensor for {name}")
+    check_loaded(model, report, folder)
     with torch.no_grad():
         for each in [*model.parameters(), *model.buffers()]:
             each.data = each.data.clone()  # No views of a mapped file, which may be replaced.
@@ -98,3 +110,10 @@ def check_tokenizers(target: Any, draft: Any, source: str) -> None:
                 f"{source}: expected the target's tokenizer; token {number} is {token[:_SHOWN]!r} to the draft and "
                 f"{names.get(number, 'nothing')[:_SHOWN]!r} to the target"
             )
+
+
+def _require_directory(folder: Path) -> None:
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder; expected a checkpoint on this machine (`hf download` fetches one)")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a checkpoint's folder, got a file")

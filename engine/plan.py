@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint import read_checkpoint
+from engine.checkpoint import model_name, read_checkpoint
 from engine.device import bits_of, resolve_device, resolve_dtype
 from engine.drafting import match_layers
 from engine.families import MoeLayer, find_moe_layers
@@ -27,6 +27,10 @@ from spmoe.policy.registry import fallback as stand_in
 from spmoe.policy.registry import recipe as find_recipe
 from spmoe.setting import Setting, resolve_setting
 from spmoe.trace.schema import DraftShape, Header, Source
+
+
+class TooLong(InputError):
+    """A request needs more positions than a model has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class Plan:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             room = "--vram, --cache or --slots" if self.device.type == "cuda" else "--cache or --slots"
             raise InputError(
@@ -116,7 +120,7 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     if draft is not None:
         read_checkpoint(draft)  # Its files are there and whole: better known now than when the target is loaded.
         _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
-    shape = None if draft is None else describe_draft(shell, draft.resolve().name)
+    shape = None if draft is None else describe_draft(shell, model_name(draft))
     layer_map, why = _match(layers, blueprint.shell, shell, options)
     recipe, fallback = _choose(options, layers, layer_map, why)
     context = _context(options, {model: blueprint.shell} if draft is None else {model: blueprint.shell, draft: shell})
@@ -180,7 +184,7 @@ def _context(options: Options, shells: Mapping[Path, Any]) -> int:
         raise InputError(f"context: expected at least 2 tokens, got {options.context}")
     for folder, limit in limits.items():
         if options.context > limit:
-            raise InputError(
+            raise TooLong(
                 f"{folder}: the model has positions for {limit} tokens, expected no more than that of prompt and "
                 f"output, got {options.context}"
             )
@@ -231,6 +235,7 @@ def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -
         )
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is why something failed, on the CPU or a GPU."""
     # What torch raises on the CPU has no name of its own.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from spmoe.state.events import Forecast
 from spmoe.trace.schema import Forecasts, PrefillLine, RejectedLine, TokenLine, TraceLine
@@ -11,14 +12,26 @@ Review = Callable[[Sequence[int]], list[tuple[int, int, tuple[Forecast, ...] | N
 """What a draft makes of all tokens of a finished request; see `Draft.review`."""
 
 
+class Lines(Protocol):
+    """Where lines are kept: a list, or a file for more than memory should hold."""
+
+    def append(self, line: TraceLine, /) -> None: ...
+
+    def __iter__(self) -> Iterator[TraceLine]: ...
+
+
 class Recorder:
     """Takes notes while the models run, a pass at a time, and turns them into lines at a request's end."""
 
-    def __init__(self, layers: int, experts: int) -> None:
-        """`layers` with `experts` each."""
+    def __init__(self, layers: int, experts: int, lines: Lines | None = None) -> None:
+        """`layers` with `experts` each; `lines` of requests that are over are kept there (None: in memory)."""
         self._layers = layers
         self._experts = experts
-        self._lines: list[TraceLine] = []
+        self._lines: Lines = [] if lines is None else lines
+        self.tokens = 0
+        """Token lines so far, of requests that are over."""
+        self.forecasts: set[str] = set()
+        """The names of the forecasts that they carry."""
         self._request = 0
         self._open: list[TokenLine] = []
         """Token lines of the request under way."""
@@ -102,14 +115,12 @@ class Recorder:
                         draft_prob=probability,
                         forecasts=_with_draft(line.forecasts, forecasts),
                     )
-        self._lines += self._open
+        for line in self._open:
+            self._lines.append(line)
+            self.forecasts.update(line.forecasts)
+        self.tokens += len(self._open)
         self._open.clear()
         self._known.clear()
-
-    @property
-    def tokens(self) -> int:
-        """Token lines so far, of requests that are over."""
-        return sum(isinstance(line, TokenLine) for line in self._lines)
 
     def __iter__(self) -> Iterator[TraceLine]:
         return iter(self._lines)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Iterator
 from typing import Any
 
 from engine.engine import Engine
+from engine.plain import Comparison
 from engine.plan import Plan
 from engine.record import Recorder
+from spmoe.errors import InputError
 from spmoe.machine.units import format_size
 from spmoe.policy.horizon import CutoffLayer
 from spmoe.results.bound import Bound, bound
@@ -21,7 +24,9 @@ from spmoe.trace.windows import requests
 NOTHING = "-"
 
 
-def summary(plan: Plan, metrics: Metrics, transfers: Transfers) -> Iterator[tuple[str, str]]:
+def summary(
+    plan: Plan, metrics: Metrics, transfers: Transfers, comparison: Comparison | None = None
+) -> Iterator[tuple[str, str]]:
     """Label and text of each line."""
     setting = plan.setting
     yield "policy", f"{plan.recipe.name}: {plan.recipe.summary}"
@@ -71,6 +76,8 @@ def summary(plan: Plan, metrics: Metrics, transfers: Transfers) -> Iterator[tupl
             f"{metrics.loads_per_token:.2f} loads per token; of the time the link works "
             f"{_number(metrics.link_utilisation, '.1%')}, the verifier stalls {_number(metrics.stall_fraction, '.1%')}",
         )
+    if comparison is not None:
+        yield "plain", comparison.explain()
 
 
 def show(lines: Iterator[tuple[str, str]]) -> str:
@@ -80,13 +87,33 @@ def show(lines: Iterator[tuple[str, str]]) -> str:
 
 def trace_of(engine: Engine) -> TraceInMemory:
     """What `engine`, which took notes, has recorded of its requests; InputError where no token was decoded."""
-    plan, recorder = engine.plan, engine.recorder
-    if recorder is None:
+    plan, recorder = engine.plan, recorder_of(engine)
+    how = f"engine run under {plan.recipe.name}, gamma {plan.setting.gamma}"
+    return TraceInMemory(trace_header(plan, recorder, how), recorder)
+
+
+def recorder_of(engine: Engine) -> Recorder:
+    """The notes that `engine` took; RuntimeError where it took none."""
+    if engine.recorder is None:
         raise RuntimeError("the engine took no notes")
-    return TraceInMemory(_header(plan, recorder), recorder)
+    return engine.recorder
 
 
-def document(engine: Engine) -> dict[str, Any]:
+def trace_header(plan: Plan, recorder: Recorder, how: str) -> Header:
+    """The header of a trace of what was recorded, and `how`; InputError where no token was decoded."""
+    if not recorder.tokens:
+        raise InputError("nothing to record: no token was decoded behind the first, which belongs to the prompt")
+    source = Source(
+        "recorded",
+        _kind(plan),
+        datetime.datetime.now(datetime.UTC).date().isoformat(),
+        how + ("" if plan.draft else "; there was no draft: agree is false throughout"),
+    )
+    origins = {name: ForecastOrigin("recorded") for name in sorted(recorder.forecasts)}
+    return dataclasses.replace(plan.header(source, recorder.tokens), forecasts=origins)
+
+
+def document(engine: Engine, comparison: Comparison | None = None) -> dict[str, Any]:
     """The document `spmoe-result/1`, as `sim replay --json` writes it; null for what this run does not tell."""
     plan, metrics = engine.plan, engine.metrics()
     own = _bound(engine)
@@ -120,6 +147,7 @@ def document(engine: Engine) -> dict[str, Any]:
                 "fallback": plan.fallback or None,
                 "acceptance": engine.transfers().acceptance,
                 "hidden_share": engine.transfers().hidden_share,
+                "plain": None if comparison is None else comparison.to_json(),
             },
         },
         "feasible": plan.setting.feasible,
@@ -137,26 +165,6 @@ def _bound(engine: Engine) -> Bound | None:
         return None
     gamma = engine.plan.recipe.speculation.gamma(setting.gamma)
     return bound(lambda: requests(recorder), setting.cost, gamma, setting.slots)
-
-
-def _header(plan: Plan, recorder: Recorder) -> Header:
-    source = Source(
-        "recorded",
-        _kind(plan),
-        datetime.datetime.now(datetime.UTC).date().isoformat(),
-        f"engine run under {plan.recipe.name}, gamma {plan.setting.gamma}"
-        + ("" if plan.draft else "; there was no draft: agree is false throughout"),
-    )
-    header = plan.header(source, max(1, recorder.tokens))
-    names = {name for line in recorder for name in getattr(line, "forecasts", ())}
-    return Header(
-        header.model,
-        header.draft,
-        source,
-        header.tokens,
-        {name: ForecastOrigin("recorded") for name in sorted(names)},
-        context=header.context,
-    )
 
 
 def _kind(plan: Plan) -> str:

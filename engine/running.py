@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import fields
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TextIO
 
 from engine.driver import Observer
 from engine.engine import Engine, Piece
-from engine.options import Options
-from engine.pair import require_folder
-from engine.plan import Plan, make_plan
-from engine.prompts import encode_prompts
+from engine.messages import encodable, note, telling_failures
+from engine.plain import Request, check_comparable, compare
+from engine.plan import Plan
+from engine.prompts import Prompt, number_prompts
 from engine.report import document, show, summary, trace_of
-from engine.tinypair import write_random_pair
+from engine.setup import check_trace_output, encode_and_plan, find_models
+from engine.shipped import ABOUT, EXAMPLE
 from spmoe.cli import json_output, named_file, printable
 from spmoe.errors import InputError
-from spmoe.files import atomic_write, check_distinct, reason
+from spmoe.files import atomic_write, check_distinct
 from spmoe.log import LogWriter
-from spmoe.policy.clairvoyant import Unforeseen
 from spmoe.results.timeline import TimelineWriter
-from spmoe.scheduler import TransferFailed
-from spmoe.trace.compression import zstandard_for
 from spmoe.trace.writer import write_trace
 
-EXAMPLE = "The quick brown fox"
 _SHOWN = 60
 """Characters of a prompt in a heading."""
 
@@ -48,57 +43,36 @@ def run(options: argparse.Namespace) -> None:
         record=options.record,
     )
     if options.record is not None:
-        _check_record(Path(options.record), options.max_new_tokens)
-    with _models(options) as (model, draft), json_output(options.stats) as write_stats:
-        texts = options.prompt or [EXAMPLE]
-        prompts = encode_prompts(model, texts, options.chat)
-        plan = make_plan(model, draft, _options(options, max(map(len, prompts)) + options.max_new_tokens))
-        for prompt in prompts:
-            plan.check_request(prompt, options.max_new_tokens)
-        with ExitStack() as stack:
-            observers, logs = _observers(plan, options, stack)
-            with _telling_failures(plan), Engine(plan, observers, record=options.record is not None) as engine:
-                # What is noted stands before text, and not before an error.
-                if options.model is None:
-                    _note("no --model, so a tiny pair with random weights runs; its text means nothing")
-                if plan.fallback:
-                    _note(plan.fallback)
-                _generate(engine, texts, prompts, options)
-                engine.finish()
-                for writer in logs:
-                    writer.close()
-                if engine.recorder is not None:
-                    trace = trace_of(engine)
-                    write_trace(options.record, trace.header, trace)
-                write_stats(document(engine))
-                report = show(summary(plan, engine.metrics(), engine.transfers()))
-        print(printable(report, keep="\n"), file=sys.stderr)
-
-
-def _options(options: argparse.Namespace, longest: int) -> Options:
-    """What the command line says of the run; room for the `longest` request, in tokens, if it says nothing of that."""
-    given = {field.name: getattr(options, field.name) for field in fields(Options)}
-    return Options(**{**given, "context": longest if options.context is None else options.context})
-
-
-@contextmanager
-def _models(options: argparse.Namespace) -> Iterator[tuple[Path, Path | None]]:
-    """The folders of target and draft: those given, or a random pair that lasts as long as the run."""
-    if options.model is not None:
-        if options.prompt is None:
-            raise InputError("expected --prompt TEXT")
-        model = Path(options.model)
-        require_folder(model)
-        yield model, None if options.draft is None else Path(options.draft)
-        return
-    if options.draft is not None:
-        raise InputError("--draft: expected --model too")
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="spmoe-")
-    except OSError as error:
-        raise InputError(f"no place for the random pair: {reason(error)}") from None
-    with folder as name:
-        yield write_random_pair(Path(name))
+        check_trace_output("--record", Path(options.record), options.max_new_tokens)
+    if options.model is not None and options.prompt is None:
+        raise InputError("expected --prompt TEXT")
+    models = find_models(options)
+    with json_output(options.stats) as write_stats, ExitStack() as stack:
+        prompts = number_prompts(options.prompt or [EXAMPLE])
+        encoded, plan = encode_and_plan(models, prompts, options)
+        if options.against_plain:
+            check_comparable(plan, options.temperature)
+        observers, logs = _observers(plan, options, stack)
+        with telling_failures(plan), Engine(plan, observers, record=options.record is not None) as engine:
+            # What is noted stands before text, and not before an error.
+            if options.model is None:
+                note(f"no --model, so the shipped pair runs: {ABOUT}")
+            if options.prompt is None:
+                note(f"no --prompt, so it goes on from {EXAMPLE}")
+            if plan.fallback:
+                note(plan.fallback)
+            requests = _generate(engine, prompts, encoded, options)
+            engine.finish()
+            for writer in logs:
+                writer.close()
+        ends = frozenset[int]() if options.ignore_eos else engine.ends
+        comparison = compare(plan, requests, options.max_new_tokens, ends) if options.against_plain else None
+        if engine.recorder is not None:
+            trace = trace_of(engine)
+            write_trace(options.record, trace.header, trace)
+        write_stats(document(engine, comparison))
+        report = show(summary(plan, engine.metrics(), engine.transfers(), comparison))
+    print(printable(report, keep="\n"), file=sys.stderr)
 
 
 def _observers(
@@ -118,76 +92,45 @@ def _observers(
     return observers, writers
 
 
-def _generate(engine: Engine, texts: list[str], prompts: list[list[int]], options: argparse.Namespace) -> None:
-    """Stream what follows each prompt; an empty line between two."""
+def _generate(
+    engine: Engine, prompts: list[Prompt], encoded: list[list[int]], options: argparse.Namespace
+) -> list[Request]:
+    """Stream what follows each prompt, an empty line between two; returns them all in tokens."""
     out = sys.stderr if options.stats == "-" else sys.stdout
-    for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+    requests = []
+    for number, (prompt, tokens) in enumerate(zip(prompts, encoded, strict=True)):
         if number:
             print(file=out, flush=True)
         if len(prompts) > 1:
-            _note(f"prompt {number + 1} of {len(prompts)}: {_shortened(text)}")
+            note(f"{prompt.name} of {len(prompts)}: {_shortened(prompt.text)}")
         pieces = engine.stream(
-            prompt,
+            tokens,
             options.max_new_tokens,
             temperature=options.temperature,
             seed=options.seed,
             ignore_eos=options.ignore_eos,
         )
         with closing(pieces):  # type: ignore[type-var]
-            _print(pieces, out)
+            requests.append(Request(tokens, _print(pieces, out)))
+    return requests
 
 
-def _print(pieces: Iterable[Piece], out: TextIO) -> None:
-    """Print text as it comes; a line that has begun ends even where the run does not go on."""
+def _print(pieces: Iterable[Piece], out: TextIO) -> list[int]:
+    """Print text as it comes, and return its tokens; a line that has begun ends even where the run does not go on."""
     begun = False
+    tokens: list[int] = []
     try:
         for piece in pieces:
+            tokens += piece.tokens
             begun = begun or bool(piece.text)
-            print(_encodable(printable(piece.text, keep="\n\t"), out), end="", flush=True, file=out)
+            print(encodable(printable(piece.text, keep="\n\t"), out), end="", flush=True, file=out)
     except BaseException:
         if begun:
             print(file=out)
         raise
     print(file=out)
-
-
-def _encodable(text: str, out: TextIO) -> str:
-    """`text` with escapes for what `out` has no characters for."""
-    encoding = out.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return tokens
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-
-
-def _note(text: str) -> None:
-    print(f"note: {_encodable(printable(text), sys.stderr)}", file=sys.stderr, flush=True)
-
-
-def _check_record(path: Path, new_tokens: int) -> None:
-    """InputError where no trace could be written at the end of the run."""
-    if new_tokens < 2:
-        raise InputError("--record: the first token belongs to the prompt; expected --max-new-tokens of at least 2")
-    if path.suffix == ".zst":
-        zstandard_for(path)
-    try:
-        with atomic_write(path):
-            raise _Writable
-    except _Writable:
-        pass
-
-
-class _Writable(Exception):
-    """Leaves a file that could be opened, and takes it away again."""
-
-
-@contextmanager
-def _telling_failures(plan: Plan) -> Iterator[None]:
-    """What a run may die of without a mistake in it, in one line."""
-    try:
-        yield
-    except TransferFailed as error:
-        raise InputError(str(error)) from error
-    except Unforeseen as error:
-        raise InputError(f"{plan.options.earlier}: {error}") from None

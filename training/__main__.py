@@ -1,4 +1,4 @@
-"""`python -m training`: run, evaluate."""
+"""`python -m training`: run, evaluate, prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEEDED = ("torch", "transformers", "safetensors", "tokenizers", "matplotlib")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 where the input is bad, 128 + n where signal n ended it."""
-    return run_command(parser(), {"run": run, "evaluate": run_evaluate}, argv)
+    return run_command(parser(), {"run": run, "evaluate": run_evaluate, "prompts": run_prompts}, argv)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -51,11 +51,24 @@ def run_evaluate(options: argparse.Namespace) -> None:
         write(evaluate(Path(options.folder), standard_library()))
 
 
+def run_prompts(options: argparse.Namespace) -> None:
+    """Write prompts from text that the pair in a folder has not learned from."""
+    _need(threads=1)
+    from training.corpus import standard_library
+    from training.prompts import held_out_prompts
+
+    prompts = held_out_prompts(Path(options.folder), standard_library(), options.count, options.length)
+    with atomic_write(options.out) as stream:
+        stream.writelines(json.dumps(each) + "\n" for each in prompts)
+    print(f"{options.out}: {len(prompts)} prompts")
+
+
 def _describe(folder: Path, corpus: Any) -> None:
     """Writes figures.json and the model card, README.md."""
     from engine.checkpoint import read_json
     from training.card import card
-    from training.evaluation import evaluate, read_recipe
+    from training.evaluation import evaluate
+    from training.origin import read_recipe
 
     figures = evaluate(folder, corpus)
     with atomic_write(folder / "figures.json") as stream:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 
-from spmoe.cli import OneLineParser
+from spmoe.cli import OneLineParser, file
 from training.recipe import PICO, RECIPES
 
-THREADS = 2
+THREADS = 1
+"""One: sums then come in one order wherever the run goes on, and the other cores stay free."""
+PROMPTS = 32
+LENGTH = 64
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,9 +25,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="make the figures of the model card again, as JSON")
     evaluate.add_argument("folder", metavar="DIR")
     evaluate.add_argument("--json", default="-", metavar="FILE", help="default: standard output")
+    prompts = commands.add_parser("prompts", help="beginnings of held-out source, for `engine record`")
+    prompts.add_argument("folder", metavar="DIR")
+    prompts.add_argument("--out", required=True, type=file, metavar="FILE", help="JSON lines, a prompt each")
+    prompts.add_argument("--count", type=_count, default=PROMPTS, metavar="N", help=f"default {PROMPTS}")
+    prompts.add_argument("--length", type=_count, default=LENGTH, metavar="N", help=f"in tokens; default {LENGTH}")
     for command in (run, evaluate):
         command.add_argument(
-            "--threads", type=_threads, default=THREADS, metavar="N", help=f"default {THREADS}; weights depend on it"
+            "--threads", type=_count, default=THREADS, metavar="N", help=f"default {THREADS}; weights depend on it"
         )
     return top
 
@@ -40,8 +48,8 @@ def _minutes(text: str) -> float:
     return value
 
 
-def _threads(text: str) -> int:
-    """A number of threads; ArgumentTypeError for anything else."""
+def _count(text: str) -> int:
+    """How many of something; ArgumentTypeError for anything else."""
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1024):
-        raise argparse.ArgumentTypeError(f"expected a number of threads, at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1024, got {text!r}")
     return int(text)

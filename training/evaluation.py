@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine.checkpoint import read_json
+from engine.families import find_moe_layers
 from engine.loader import load_tokenizer
 from engine.pair import load_draft, require_folder
-from spmoe.errors import InputError
 from training.acceptance import acceptance
-from training.comparison import compare, loss, random_routing_cost
+from training.accuracy import mean
+from training.comparison import LayerComparison, compare
 from training.corpus import Corpus
-from training.recipe import Recipe
+from training.likelihood import loss, predicted, spread
+from training.origin import check_corpus, read_recipe
+from training.predictors import learn_tables
+from training.reliability import Reliability
+from training.specialisation import expert_cosine, randomly_routed_loss
 from training.stages import CONTROL, DRAFT, TARGET
 from training.tokenizer import encode
 from training.tokens import windows
+
+TABLE_TOKENS = 400_000
+"""Of training text, about, that tables of experts are learned from."""
+SAMPLE = 96
+"""Held-out windows on which layers are routed at random one by one."""
 
 
 def evaluate(folder: Path, corpus: Corpus) -> dict[str, Any]:
@@ -29,20 +39,20 @@ def evaluate(folder: Path, corpus: Corpus) -> dict[str, Any]:
     missing or bad.
     """
     recipe = read_recipe(folder)
-    known = _object(folder, "corpus")
-    if known.get("sha256") != corpus.fingerprint:
-        raise InputError(
-            f"{folder}: trained on {known.get('name')}, sha256 {known.get('sha256')}; "
-            f"this is {corpus.name}, sha256 {corpus.fingerprint}"
-        )
+    check_corpus(folder, corpus)
     for name in (DRAFT, TARGET):
         require_folder(folder / name)
-    stream = torch.tensor(encode(load_tokenizer(folder / TARGET), corpus.held_out))
-    held_out = windows(stream, recipe.context)
-    draft, target = (_load(folder / name) for name in (DRAFT, TARGET))
-    compared = compare(draft, target, held_out)
-    control = loss(_load(folder / CONTROL), held_out) if (folder / CONTROL).is_dir() else None
+    tokenizer = load_tokenizer(folder / TARGET)
+    learned, held_out = (
+        windows(torch.tensor(encode(tokenizer, part)), recipe.context) for part in (corpus.learned, corpus.held_out)
+    )
+    order = torch.randperm(len(learned), generator=torch.Generator().manual_seed(recipe.seed_of("tables")))
+    learned = learned[order[: -(-TABLE_TOKENS // recipe.context)]]
     seed = recipe.seed_of("evaluation")
+    draft, target = (_load(folder / name) for name in (DRAFT, TARGET))
+    compared = compare(draft, target, held_out, learn_tables(target, learned))
+    control = loss(_load(folder / CONTROL), held_out) if (folder / CONTROL).is_dir() else None
+    accepted = acceptance(folder / TARGET, folder / DRAFT, held_out, seed % 2**32)
     figures: dict[str, Any] = {
         "format": "spmoe-figures/1",
         "recipe": recipe.name,
@@ -51,7 +61,8 @@ def evaluate(folder: Path, corpus: Corpus) -> dict[str, Any]:
             name: hashlib.sha256((folder / name / "model.safetensors").read_bytes()).hexdigest()
             for name in (DRAFT, TARGET)
         },
-        "held_out": {"files": len(corpus.held_out), "tokens": held_out[:, 1:].numel()},
+        "held_out": {"files": len(corpus.held_out), "tokens": predicted(held_out)},
+        "table_tokens": predicted(learned),
         "perplexity": {
             "draft": math.exp(compared.draft_loss),
             "control": None if control is None else math.exp(control),
@@ -59,25 +70,60 @@ def evaluate(folder: Path, corpus: Corpus) -> dict[str, Any]:
         },
         "agreement": compared.agreement,
         "overlap": compared.overlap,
-        "acceptance": acceptance(folder / TARGET, folder / DRAFT, held_out, seed % 2**32)._asdict(),
-        "random_routing_cost": random_routing_cost(target, held_out, seed),
-        "layers": [each._asdict() for each in compared.layers],
+        "acceptance": {name: rate._asdict() for name, rate in accepted._asdict().items()},
+        "random_routing_cost": randomly_routed_loss(target, find_moe_layers(target), held_out, seed)
+        - compared.target_loss,
+        "lowest_entropy": min(each.entropy for each in compared.layers),
+        "predictors": _means(compared.layers),
+        "layers": _layers(target, compared.layers, spread(held_out, SAMPLE), seed),
+        "reliability": _reliability([each.reliability for each in compared.layers]),
     }
     return {name: _rounded(each) for name, each in figures.items()}
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of the run in `folder`."""
-    return Recipe.from_json(_object(folder, "recipe"), str(folder / "run.json"))
+def groups(layers: int) -> list[range]:
+    """Of `layers` layers those that are looked at together: the first alone, since next to nothing stands before it
+    that the models do not share; the lower half of the rest, the upper half; all but the first."""
+    middle = layers // 2
+    found = (range(1), range(1, middle), range(max(1, middle), layers), range(1, layers))
+    return list(dict.fromkeys(each for each in found if each))
 
 
-def _object(folder: Path, name: str) -> dict[str, Any]:
-    """A field of run.json."""
-    path = folder / "run.json"
-    found = read_json(path).get(name)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: field {name}: expected an object")
-    return found
+def _layers(target: Any, compared: Sequence[LayerComparison], sample: torch.Tensor, seed: int) -> list[dict[str, Any]]:
+    """Per MoE layer, with what it costs to route this layer alone at random, on `sample`."""
+    usual = loss(target, sample)
+    return [
+        {
+            "usage": list(each.usage),
+            "entropy": each.entropy,
+            "norm": each.norm,
+            "draft_norm": each.draft_norm,
+            "attention_cosine": each.attention_cosine,
+            "router_cosine": each.router_cosine,
+            "expert_cosine": expert_cosine(layer),
+            "random_routing_cost": randomly_routed_loss(target, [layer], sample, seed) - usual,
+            "predictors": {name: accuracy._asdict() for name, accuracy in each.predictors.items()},
+        }
+        for layer, each in zip(find_moe_layers(target), compared, strict=True)
+    ]
+
+
+def _means(compared: Sequence[LayerComparison]) -> dict[str, Any]:
+    """Of each predictor over all layers but the first; over the first where there is no other."""
+    rated = [each.predictors for each in compared[1:] or compared]
+    return {name: mean([each[name] for each in rated])._asdict() for name in rated[0]}
+
+
+def _reliability(layers: Sequence[Reliability]) -> list[dict[str, Any]]:
+    """Of each group of layers, `first_layer` to `last_layer`."""
+    return [
+        {
+            "first_layer": group[0],
+            "last_layer": group[-1],
+            **sum((layers[number] for number in group), Reliability()).to_json(),
+        }
+        for group in groups(len(layers))
+    ]
 
 
 def _load(folder: Path) -> Any:

@@ -55,9 +55,9 @@ class Recipe:
     expert_rate: float = 2e-3
     router_gain: float = 5.0
     """How much faster routers learn than experts."""
-    liveliness: float = 1.0
+    liveliness: float = 2.0
     """Standard deviation of fresh router logits."""
-    noise: float = 0.5
+    noise: float = 1.2
     """What experts differ by at first, in standard deviations of the matrix that they are copies of."""
     frozen: float = 0.7
     """Share of the steps in which the target learns only what the draft has not: experts, routers, norms of both."""

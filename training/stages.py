@@ -1,9 +1,9 @@
-"""The stages of a run, each of which is skipped where its result is there: tokenizer, dense, control, upcycle.
+"""The stages of a run, each of which is skipped where its result is there: tokenizer, dense, upcycle, control.
 
 DIR/run.json                 recipe, corpus and versions: what the weights follow from
 DIR/tokens.safetensors       the corpus in tokens
 DIR/states/STAGE.safetensors where a stage stands, float32
-DIR/draft, control, target   the models, bfloat16, each with the tokenizer
+DIR/draft, target, control   the models, bfloat16, each with the tokenizer and SHA256SUMS
 DIR/curve.csv, curve.png
 """
 
@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from engine.checkpoint import read_json
+from engine.checksums import write_sums
 from engine.loader import load_tokenizer, quiet
 from spmoe.errors import InputError
 from spmoe.files import atomic_write
@@ -37,7 +38,7 @@ from training.upcycling import upcycle
 DRAFT: Final = "draft"
 CONTROL: Final = "control"
 TARGET: Final = "target"
-TRAINED: Final = {"dense": DRAFT, "control": CONTROL, "upcycle": TARGET}
+TRAINED: Final = {"dense": DRAFT, "upcycle": TARGET, "control": CONTROL}
 """Which model a stage of training makes."""
 SAMPLE: Final = 64
 """Windows that fresh routers are suited to."""
@@ -137,11 +138,12 @@ class Run:
 
 
 def export(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Writes `model` in bfloat16, with the tokenizer; replaces what is there."""
+    """Writes `model` in bfloat16, with the tokenizer and the sums of all files; replaces what is there."""
     with quiet(), _whole_folder(folder) as beside:
         model.config.use_cache = True
         model.to(torch.bfloat16).save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        write_sums(beside)
 
 
 class _whole_folder(AbstractContextManager[Path]):

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from benchmarks.random_pair import write_random_pair
 from engine import copies, target
 from engine.__main__ import main
 from engine.driver import Driver
-from engine.tinypair import write_random_pair
 from spmoe.cli import Stopped
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -46,7 +46,7 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
         text, said = capfd.readouterr()
         assert text == ""
         assert said.startswith(start) and said.count("\n") == 1 and said.endswith("\n")
-        assert sorted(tmp_path.rglob("*")) == before  # no output, no half of one, no random pair
+        assert sorted(tmp_path.rglob("*")) == before  # no output, no half of one
         assert not [each.name for each in threading.enumerate() if each.name.startswith("spmoe")]
         return said
 
@@ -56,9 +56,13 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
 def copy(folder: Path, to: Path, **config: Any) -> Path:
     """A copy with another configuration."""
     shutil.copytree(folder, to)
-    known = json.loads((to / "config.json").read_text("utf-8"))
-    (to / "config.json").write_text(json.dumps({**known, **config}), "utf-8")
+    configure(to, **config)
     return to
+
+
+def configure(folder: Path, **config: Any) -> None:
+    known = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**known, **config}), "utf-8")
 
 
 def an_expert(folder: Path) -> str:
@@ -104,6 +108,25 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a tensor less": (
         lambda folder: change(folder, lambda tensors: tensors.pop("model.norm.weight")),
         ["no tensor for model.norm.weight"],
+    ),
+    "fewer layers": (
+        lambda folder: configure(folder, num_hidden_layers=2),
+        ["tensor model.layers.2.", "the model in config.json has none of that name"],
+    ),
+    "a bias more": (
+        lambda folder: change(
+            folder, lambda tensors: tensors.update({"model.layers.1.self_attn.q_proj.bias": torch.zeros(64)})
+        ),
+        ["tensor model.layers.1.self_attn.q_proj.bias: the model in config.json has none of that name"],
+    ),
+    "more layers": (lambda folder: configure(folder, num_hidden_layers=6), ["no tensor for model.layers.4."]),
+    "another width": (
+        lambda folder: configure(folder, hidden_size=128),
+        [": expected shape [", ", 128], got [", ", 64]"],
+    ),
+    "another vocabulary": (
+        lambda folder: configure(folder, vocab_size=300),
+        ["expected shape [300, 64], got [259, 64]"],
     ),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), ["config.json: cannot be read: No such"]),
     "half a configuration": (lambda folder: (folder / "config.json").write_text("{"), ["config.json: expected JSON"]),
@@ -204,6 +227,14 @@ def test_a_model_without_a_tokenizer(refused: Refused, pair: Pair, tmp_path: Pat
     assert "expected a tokenizer beside the model" in refused("--model", folder, *PROMPT)
 
 
+def test_tensors_of_no_layer_may_be_there_beside_it(pair: Pair, tmp_path: Path) -> None:
+    """Towers for pictures, heads for other uses."""
+    folders = [copy(each, tmp_path / each.name) for each in pair]
+    for folder in folders:
+        change(folder, lambda tensors: tensors.update({"vision_tower.layers.0.weight": torch.zeros(5)}))
+    assert main(["run", "--model", str(folders[0]), "--draft", str(folders[1]), *PROMPT]) == 0
+
+
 def test_tokenizers_that_differ_in_two_tokens(
     refused: Refused, pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,7 +298,7 @@ def test_a_prompt_longer_than_the_model_can_read(refused: Refused, pair: Pair) -
         (["--vram", "1GiB", "--slots", "3"], ["--slots", "--vram", "not allowed"]),
         (["--context", "0"], ["--context", "at least 1"]),
         (["--context", "1"], ["context: expected at least 2"]),
-        (["--context", "20"], ["context: room is reckoned for 20 tokens", "6 new"]),
+        (["--context", "8"], ["prompt 1: context: room is reckoned for 8 tokens", "6 new"]),
         (["--context", "99999"], ["positions for 4096 tokens"]),
         (["--host-memory", "1KiB"], ["16 slots", "1.3 MiB", "only 1.0 KiB are available"]),
         (["--host-memory", "x"], ["host_memory", "18GiB"]),
@@ -306,22 +337,13 @@ def test_a_prompt_longer_than_the_model_can_read(refused: Refused, pair: Pair) -
     ],
 )
 def test_options(
-    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: list[str]
+    refused: Refused, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: list[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
-    # Without models, so that the random pair's folder has to go, too.
-    said = refused("--max-new-tokens", "6", *options)
+    said = refused("--model", pair[0], "--draft", pair[1], *PROMPT, *options)
     for word in words:
         assert word in said
-
-
-def test_no_place_for_the_random_pair(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> None:
-        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
-
-    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
-    assert "no place for the random pair" in refused()
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -374,16 +396,18 @@ def test_a_copy_that_fails_twice_is_one_line(refused: Refused, pair: Pair, monke
 @pytest.mark.parametrize(
     "place",
     [
-        ("engine.running", "write_random_pair"),
-        ("engine.running", "make_plan"),
+        ("engine.setup", "check_folders"),
+        ("engine.setup", "make_plan"),
         ("engine.engine", "load_rest"),
         ("engine.engine", "load_experts"),
         ("engine.target.Target", "read"),
         ("engine.driver.Driver", "look"),
+        ("engine.running", "compare"),
         ("engine.running", "write_trace"),
     ],
 )
 def test_whoever_stops_it_where_ever(
+    pair: Pair,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -395,7 +419,8 @@ def test_whoever_stops_it_where_ever(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(".".join(place), raising(stop))
     files = [word for name in ("stats", "log", "record") for word in (f"--{name}", str(tmp_path / name))]
-    assert main(["run", "--max-new-tokens", "6", *files]) == status
+    models = ["--model", str(pair[0]), "--draft", str(pair[1])]
+    assert main(["run", *models, *PROMPT, "--against-plain", *files]) == status
     assert capsys.readouterr().err.splitlines()[-1] == said
     assert not list(tmp_path.iterdir())
     assert not [each.name for each in threading.enumerate() if each.name.startswith("spmoe")]

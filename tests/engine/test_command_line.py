@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.random_pair import write_random_pair
 from engine.__main__ import main
 from engine.commands import parser
 from engine.engine import Engine, Piece
 from engine.loader import load_tokenizer
 from engine.running import _print
-from engine.tinypair import write_random_pair
+from engine.shipped import ABOUT, EXAMPLE, shipped_pair
 from spmoe.cli import printable
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.reader import TraceFile
@@ -44,15 +46,23 @@ def ours() -> list[str]:
     return [each.name for each in threading.enumerate() if each.name.startswith("spmoe")]
 
 
-def test_without_options_a_random_pair_runs(capfd: Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_without_options_the_shipped_pair_runs(capfd: Out) -> None:
     assert main(["run", "--max-new-tokens", "12"]) == 0
     text, said = capfd.readouterr()
-    assert text.endswith("\n") and len(text) > 1
-    first, *rest = said.splitlines()
-    assert first == "note: no --model, so a tiny pair with random weights runs; its text means nothing"
+    assert text.endswith("\n")
+    first, second, *rest = said.splitlines()
+    assert first == f"note: no --model, so the shipped pair runs: {ABOUT}"
+    assert second.startswith("note: no --prompt, so it goes on from ") and repr(EXAMPLE)[1:-1] in second
     assert [line[:8].strip() for line in rest] == LABELS
-    assert not list(tmp_path.glob("spmoe-*")) and not ours()
+    assert not ours()
+
+
+def test_a_prompt_for_the_shipped_pair(capfd: Out) -> None:
+    assert main(["run", "--prompt", "import os\n", "--max-new-tokens", "12"]) == 0
+    with Engine.from_pretrained(*shipped_pair(), device="cpu") as engine:
+        expected = engine.generate("import os\n", 12).text
+    text, said = capfd.readouterr()
+    assert text == expected + "\n" and said.count("note: ") == 1
 
 
 def test_text_is_what_the_api_gives(pair: list[str], capsys: Out) -> None:
@@ -184,11 +194,13 @@ sys.exit(main(sys.argv[1:]))
         (["--help"], 0, "verify-log", ""),
         (["run", "--help"], 0, "--virtual-time", ""),
         (["run"], 2, "", "error: run needs PyTorch and transformers: pip install 'spmoe[engine]' (No module"),
+        (["record", "--help"], 0, "--prompts", ""),
+        (["record", "--prompts", "x.txt", "--out", "x.jsonl"], 2, "", "error: record needs PyTorch and transformers"),
         (["run", "--gamma", "x"], 2, "", "error: argument --gamma"),
         (["verify-log", "missing.log"], 2, "", "error: missing.log: cannot be read"),
     ],
 )
-def test_only_run_needs_torch(words: list[str], status: int, out: str, error: str) -> None:
+def test_only_run_and_record_need_torch(words: list[str], status: int, out: str, error: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -210,18 +222,19 @@ def started(*words: str, folder: Path) -> subprocess.Popen[bytes]:
     ("stop", "said", "slow"),
     [
         (signal.SIGINT, b"interrupted\n", ()),
-        # A link of one byte per second: the prompt waits for its first expert.
+        # A link of one byte per second: the first prompt waits for its first expert.
         (signal.SIGTERM, b"stopped by SIGTERM\n", ("--link-gbps", "1e-9")),
     ],
 )
 def test_a_stopped_run_leaves_nothing_behind(
-    tmp_path: Path, stop: signal.Signals, said: bytes, slow: tuple[str, ...]
+    pair: list[str], tmp_path: Path, stop: signal.Signals, said: bytes, slow: tuple[str, ...]
 ) -> None:
     names = ("stats", "log", "timeline", "record")
     files = [word for name in names for word in (f"--{name}", str(tmp_path / f"{name}.json"))]
-    run = started(*files, *slow, "--ignore-eos", "--max-new-tokens", "4000", folder=tmp_path)
+    endless = ("--prompt", "One", "Two", "--ignore-eos", "--max-new-tokens", "4000")
+    run = started(*pair, *files, *slow, *endless, folder=tmp_path)
     assert run.stdout is not None and run.stderr is not None
-    assert run.stderr.readline().startswith(b"note: no --model")  # All is loaded.
+    assert run.stderr.readline() == b"note: prompt 1 of 2: One\n"  # All is loaded.
     if not slow:
         assert run.stdout.read(1)  # It is decoding.
     run.send_signal(stop)
@@ -230,14 +243,16 @@ def test_a_stopped_run_leaves_nothing_behind(
     assert not list(tmp_path.glob("spmoe-*")) and not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.json"))
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
-    run = started("--ignore-eos", "--max-new-tokens", "4000", "--log", str(tmp_path / "log"), folder=tmp_path)
+def test_a_reader_that_goes_away_is_no_error(pair: list[str], tmp_path: Path) -> None:
+    # Long enough that the reader is gone by then; at the end, text that waits for a blank is put out at the latest.
+    long = ("--prompt", "The quick brown fox", "--ignore-eos", "--max-new-tokens", "1000")
+    run = started(*pair, *long, "--log", str(tmp_path / "log"), folder=tmp_path)
     assert run.stdout is not None
     assert run.stdout.read(1)
     run.stdout.close()
     run.stdout = None
     _, error = run.communicate(timeout=60)
-    assert run.returncode == 0 and error.count(b"\n") == 1  # the note
+    assert (run.returncode, error) == (0, b"")
     assert not list(tmp_path.glob("*log*"))
 
 
@@ -248,17 +263,25 @@ def section(start: str, end: str) -> str:
 
 
 def test_the_readme_shows_what_a_run_says(capfd: Out) -> None:
-    shown = section("<!-- engine run -->\n```text\n", "```\n<!-- end of engine run -->").splitlines()
-    assert main(shown[0].removeprefix("$ python -m engine").split()) == 0
+    shown = section("<!-- engine run -->\n```text\n", "```\n<!-- end of engine run -->")
+    command, _, output = shown.partition("\n")
+    assert main(shlex.split(command.removeprefix("$ python -m engine"))) == 0
     text, said = capfd.readouterr()
-    note, *lines = said.splitlines()
-    assert shown[1] == note
-    printed = text.splitlines()
-    assert len(shown[2 : -len(LABELS)]) == len(printed)
-    pasted = shown[-len(LABELS) :]
-    assert [line[:8] for line in pasted] == [line[:8] for line in lines]
-    settled = ("policy", "model", "cache", "times", "output")  # The others depend on the machine.
+    labels = [*LABELS, "plain"]
+    notes, lines = parts(said)
+    pasted_notes, pasted = parts(output)
+    assert pasted_notes == notes and output.removeprefix("".join(notes)).startswith(text[:20])
+    pasted = pasted[-len(labels) :]  # What is before is text, of which rounding may make another one elsewhere.
+    assert [line[:8].strip() for line in pasted] == [line[:8].strip() for line in lines] == labels
+    settled = ("policy", "model", "cache", "times", "output", "plain")  # The others depend on the machine.
     assert [line for line in pasted if line.startswith(settled)] == [line for line in lines if line.startswith(settled)]
+
+
+def parts(said: str) -> tuple[list[str], list[str]]:
+    """The notes that it begins with, and the lines behind them."""
+    lines = said.splitlines(keepends=True)
+    notes = [line for line in lines if line.startswith("note: ")]
+    return notes, lines[len(notes) :]
 
 
 def test_the_example_in_the_readme_runs(pair: list[str], capsys: Out) -> None:
@@ -271,18 +294,21 @@ def test_the_example_in_the_readme_runs(pair: list[str], capsys: Out) -> None:
     assert text and tpot > 0 and 0 <= acceptance <= 1
 
 
-def test_the_page_tables_every_option() -> None:
+@pytest.mark.parametrize(
+    ("command", "end"), [("run", "## Options of `record`"), ("record", "## Checkpoints with sums")]
+)
+def test_the_page_tables_every_option(command: str, end: str) -> None:
     page = (ROOT / "docs" / "engine.md").read_text("utf-8")
-    table = page[page.index("## Options of `run`") : page.index("## Text")]
-    (run,) = [each.choices["run"] for each in parser()._actions if isinstance(each, argparse._SubParsersAction)]
-    options = {name for action in run._actions for name in action.option_strings} - {"-h", "--help"}
+    table = page[page.index(f"## Options of `{command}`") : page.index(end)]
+    (found,) = [each.choices[command] for each in parser()._actions if isinstance(each, argparse._SubParsersAction)]
+    options = {name for action in found._actions for name in action.option_strings} - {"-h", "--help"}
     assert set(re.findall(r"`(--[a-z-]+)", table)) == options
 
 
 def test_the_page_tables_every_line_of_the_summary() -> None:
     page = (ROOT / "docs" / "engine.md").read_text("utf-8")
     table = page[page.index("## The summary") : page.index("## Virtual time")]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == LABELS
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == [*LABELS, "plain"]
 
 
 def test_the_page_tables_the_policies_that_need_an_earlier_run() -> None:

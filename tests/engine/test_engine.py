@@ -13,11 +13,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from benchmarks.random_pair import byte_tokenizer, write_random_pair  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.families import find_moe_layers  # noqa: E402
 from engine.readout import read  # noqa: E402
 from engine.report import trace_of  # noqa: E402
-from engine.tinypair import byte_tokenizer, write_random_pair  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
 from spmoe.trace.schema import TokenLine  # noqa: E402
 from tests.engine.tiny import VOCABULARY, save_tiny  # noqa: E402

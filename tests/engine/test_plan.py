@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.random_pair import PairShape, write_random_pair
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.options import CONTEXT, Options
 from engine.pair import load_draft
 from engine.plan import Plan, make_plan
-from engine.tinypair import PairShape, write_random_pair
 from spmoe.errors import InputError
 from tests.engine.tiny import save_tiny
 

@@ -14,9 +14,12 @@ from training.__main__ import main
     [
         (["run"], "the following arguments are required: --out"),
         (["run", "--out", "x", "--minutes", "0"], "expected minutes, above 0, got '0'"),
-        (["run", "--out", "x", "--threads", "none"], "expected a number of threads, at least 1, got 'none'"),
+        (["run", "--out", "x", "--threads", "none"], "expected a number from 1 to 1024, got 'none'"),
         (["run", "--out", "x", "--recipe", "huge"], "invalid choice: 'huge'"),
         (["evaluate", "nowhere", "--threads", "1"], "nowhere/run.json: cannot be read"),
+        (["prompts", "nowhere"], "the following arguments are required: --out"),
+        (["prompts", "nowhere", "--out", "x", "--count", "0"], "expected a number from 1 to 1024, got '0'"),
+        (["prompts", "nowhere", "--out", "x"], "nowhere/run.json: cannot be read"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line(

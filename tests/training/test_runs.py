@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.prediction import PAGE, embedded, of_pair
+from engine.checksums import check_sums
 from spmoe.errors import InputError
 from training.card import card
 from training.corpus import Corpus
 from training.evaluation import evaluate
 from training.loop import Watch
 from training.progress import OutOfTime, shown
+from training.prompts import held_out_prompts
 from training.recipe import MICRO, PICO, RECIPES, Recipe
 from training.stages import Run
 from training.states import Row, State, read_state, write_state
@@ -67,7 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Path:
 
 def test_an_interrupted_run_ends_with_the_same_bytes(whole: Path, tmp_path: Path, corpus: Corpus) -> None:
     # Behind a saved state, on one, before the first, and behind what thaws.
-    for stage, step in (("dense", 5), ("control", 3), ("upcycle", 1), ("upcycle", 8)):
+    for stage, step in (("dense", 5), ("upcycle", 1), ("upcycle", 8), ("control", 3)):
         with pytest.raises(Cut):
             Run(tmp_path, MICRO, corpus).all(cut_at(stage, step))  # type: ignore[arg-type]
         torch.randn(7)  # What else draws from the global generator in between changes nothing.
@@ -121,6 +124,24 @@ def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path, corpus: C
     assert ours["tokenizer/tokenizer.json"] == theirs["tokenizer/tokenizer.json"]
 
 
+def test_models_come_with_the_sums_of_their_files(whole: Path) -> None:
+    for name in MODELS:
+        listed = [line.split("  ")[1] for line in (whole / name / "SHA256SUMS").read_text().splitlines()]
+        assert listed == sorted(path.name for path in (whole / name).iterdir() if path.name != "SHA256SUMS")
+        check_sums(whole / name)
+
+
+def test_prompts_are_held_out_and_begin_with_a_line(whole: Path, corpus: Corpus) -> None:
+    prompts = held_out_prompts(whole, corpus, 5, 16)
+    assert len(prompts) == 5
+    learned, held_out = ("\n".join(each.text for each in part) for part in (corpus.learned, corpus.held_out))
+    for prompt in prompts:
+        assert "\n" + prompt in "\n" + held_out
+    assert any(prompt not in learned for prompt in prompts)
+    with pytest.raises(InputError, match="trained on made up"):
+        held_out_prompts(whole, replace(corpus, fingerprint="0"), 5, 16)
+
+
 def test_it_learns(whole: Path) -> None:
     rows = [line.split(",") for line in (whole / "curve.csv").read_text().splitlines()]
     assert rows[0] == ["stage", "step", "loss", "balance"]
@@ -136,11 +157,22 @@ def test_figures_and_card_come_from_the_models(whole: Path, corpus: Corpus) -> N
     figures = evaluate(whole, corpus)
     json.dumps(figures, allow_nan=False)
     assert 1 < figures["perplexity"]["control"] < figures["perplexity"]["draft"] < MICRO.vocabulary
-    assert all(0 <= share <= 1 for share in figures["acceptance"].values())
+    assert all(0 <= rate["share"] <= 1 < rate["drafted"] for rate in figures["acceptance"].values())
     assert len(figures["layers"]) == MICRO.layers
+    assert figures["predictors"] == figures["layers"][1]["predictors"]  # the mean over all but layer 0
+    assert "next_gate" not in figures["layers"][0]["predictors"]
+    tokens = figures["held_out"]["tokens"]
+    groups = [(group["first_layer"], group["last_layer"]) for group in figures["reliability"]]
+    assert groups == [(0, 0), (1, 1)]
+    assert all(sum(each["cells"] for each in group["bins"]) == tokens for group in figures["reliability"])
     text = card(MICRO, json.loads((whole / "run.json").read_text()), figures)
     assert f"| draft | {figures['perplexity']['draft']:.2f} |" in text
     assert "PSF-2.0" in text
+    assert f"| {figures['predictors']['next_gate']['top1_used']:.3f} |" in text
+    # What docs/prediction.md makes of them.
+    page = embedded(PAGE.read_text(encoding="utf-8"), {"pair": of_pair(figures), "traces": {}})
+    share = f"{100 * figures['layers'][0]['predictors']['token_table']['top1_used']:.1f} %"
+    assert f" | {share} | " in page[page.index("| 0 |") :].partition("\n")[0]
 
 
 def test_figures_of_another_corpus_are_refused(whole: Path, corpus: Corpus) -> None:

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from engine.families import find_moe_layers
-from training.comparison import compare, expert_cosine
+from training.comparison import compare
 from training.learners import Schedule, sparse_learner
+from training.likelihood import loss
 from training.models import fresh_dense
+from training.predictors import learn_tables
 from training.recipe import MICRO
+from training.specialisation import expert_cosine, randomly_routed_loss
 from training.upcycling import upcycle
 
 TOKENS = torch.randint(0, MICRO.vocabulary, (8, MICRO.context + 1), generator=torch.Generator().manual_seed(0))
@@ -42,14 +45,30 @@ def test_noise_makes_experts_differ_by_as_much_as_it_says() -> None:
 def test_of_a_pair_without_noise_the_draft_foresees_everything() -> None:
     dense = fresh_dense(MICRO).eval()
     sparse = upcycle(dense, replace(MICRO, noise=0.0), TOKENS[:, :-1]).eval()
-    compared = compare(dense, sparse, TOKENS)
+    compared = compare(dense, sparse, TOKENS, learn_tables(sparse, TOKENS))
     assert compared.draft_loss == pytest.approx(compared.target_loss, abs=1e-5)
     assert compared.agreement == pytest.approx(1, abs=0.01)
     assert compared.overlap == pytest.approx(1, abs=1e-4)
     for layer in compared.layers:
-        assert layer.top1_used == pytest.approx(1, abs=0.01) and layer.recall == pytest.approx(1, abs=0.01)
-        assert layer.entropy > 0.9
+        drafted = layer.predictors["draft"]
+        assert drafted.top1_exact == pytest.approx(1, abs=0.01) and drafted.recall == pytest.approx(1, abs=0.01)
+        assert layer.entropy > 0.9 and sum(layer.usage) == pytest.approx(1)
         assert layer.norm == pytest.approx(layer.draft_norm, rel=1e-4)
+        assert layer.attention_cosine == pytest.approx(1, abs=1e-4)
+        assert layer.router_cosine == pytest.approx(1, abs=1e-4)
+    accuracy = compared.layers[0].predictors
+    assert accuracy["popularity"].recall < accuracy["token_table"].recall <= 1
+
+
+def test_random_routing_costs_nothing_where_experts_are_equal() -> None:
+    dense = fresh_dense(MICRO).eval()
+    for noise, differs in ((0.0, False), (1.0, True)):
+        sparse = upcycle(dense, replace(MICRO, noise=noise), TOKENS[:, :-1]).eval()
+        usual = loss(sparse, TOKENS)
+        for layers in (find_moe_layers(sparse), find_moe_layers(sparse)[1:]):
+            cost = randomly_routed_loss(sparse, layers, TOKENS, seed=0) - usual
+            assert (abs(cost) > 1e-4) == differs
+        assert loss(sparse, TOKENS) == usual
 
 
 def test_what_the_draft_has_too_is_frozen_until_it_thaws() -> None:

@@ -1,4 +1,4 @@
-"""The pair to try the engine with: it loads, says the same bytes each time, and its models agree now and then."""
+"""The pair that tests and benchmarks use: it loads, is the same bytes each time, and its models agree now and then."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ pytest.importorskip("transformers", reason="the engine needs transformers")
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.random_pair import write_random_pair
 from engine.loader import load, load_tokenizer
 from engine.store import HostStore
-from engine.tinypair import write_random_pair
 from tests.engine.tiny import eager_model
 
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -1,4 +1,4 @@
-"""A tiny target and draft to try the engine with where there is no model: random weights, which nobody has trained.
+"""A tiny target and draft for tests and benchmarks: random weights, which nobody has trained.
 
 What they write is noise, and how often they agree says nothing about real models.  But all that the engine does
 happens: the draft is the target with one small MLP in place of each layer's experts.  So it guesses many of the
