@@ -169,8 +169,11 @@ def run_import(options: argparse.Namespace) -> None:
     print(f"{options.out}: {header.tokens:,} tokens of {model.name}; {header.source.how}")
 
 
+SETTING = ("hardware", "bits", "vram", "cache", "slots", "gamma", "as_model")
+
+
 def _setting(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("hardware", "bits", "vram", "cache", "slots", "gamma")}
+    return {name: getattr(options, name) for name in SETTING if name in options}
 
 
 COMMANDS: Commands = {

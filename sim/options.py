@@ -94,6 +94,9 @@ def _add_setting(command: argparse.ArgumentParser) -> None:
     room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts that has slots")
     room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
     command.add_argument("--gamma", type=int, default=4, metavar="N", help="drafted tokens per step (default 4)")
+    command.add_argument(
+        "--as-model", metavar="NAME", help="take sizes and times from this model, of as many layers and experts"
+    )
 
 
 def _add_sweep(command: argparse.ArgumentParser) -> None:

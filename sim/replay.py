@@ -84,6 +84,7 @@ def replay(
     cache: float | None = None,
     slots: int | None = None,
     gamma: int = 4,
+    as_model: str | None = None,
     cutoff: int | Literal["best"] | None = None,
     lossy: bool = False,
     jobs: int | None = 1,
@@ -96,7 +97,8 @@ def replay(
     A policy that does not apply is an error where it is named, else left out.
 
     `vram` (a size such as "18GiB", or bytes), `cache` (share of all experts) and `slots` (experts, all layers together)
-    exclude each other; `gamma` is the number of drafted tokens; `cutoff` the number of leading layers that SP-MoE
+    exclude each other; `gamma` is the number of drafted tokens; `as_model` names a published model of the same layers,
+    experts and top-k to take sizes and times from, in place of the trace's; `cutoff` the number of leading layers that SP-MoE
     prefetches for, "best" for that with the lowest TPOT, None for the analytical one.  `lossy` allows policies that
     change the model's output.  `log` takes the decision log of a single policy, `timeline` a Chrome trace of all.
     `jobs`: processes to spread the policies over (None for one per core), unless there is a log or a timeline to write;
@@ -109,7 +111,9 @@ def replay(
     chosen = select(policies)
     if log is not None and len(chosen) > 1:
         raise InputError("log: expected a single policy, since a log holds the decisions of one run")
-    prepared = Prepared(trace, hardware=hardware, bits=bits, vram=vram, cache=cache, slots=slots, gamma=gamma)
+    prepared = Prepared(
+        trace, hardware=hardware, bits=bits, vram=vram, cache=cache, slots=slots, gamma=gamma, as_model=as_model
+    )
     return prepared.replay(policies, cutoff, lossy, jobs, log, timeline, progress)
 
 

@@ -27,6 +27,7 @@ class Setting:
     """Model, machine and cache of a run.
 
     `slots` counts all layers together and is either given or what the memory leaves; `gamma` is the length asked for.
+    With `stands_in`, `geometry` and `draft` are not those of the trace's model, but of another of its shape.
     """
 
     geometry: Geometry
@@ -39,6 +40,7 @@ class Setting:
     slots_given: bool
     gamma: int
     longest_request: int
+    stands_in: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -51,10 +53,11 @@ class Setting:
         return self.budget.feasible(self.slots, self.hardware.gpu.memory_bytes)
 
     def describe(self) -> str:
-        """The machine and the budget in a line."""
+        """The machine and the budget in a line, and the model where it is not the trace's."""
         share = self.slots / self.geometry.keys
         size = format_size(self.slots * self.budget.expert)
-        text = (
+        text = f"timed as {self.geometry.name}, " if self.stands_in else ""
+        text += (
             f"{self.hardware.name} ({self.hardware.kind}), {self.bits:g} bits: "
             f"slots for {self.slots} of {self.geometry.keys} experts ({share:.0%}, {size})"
         )
@@ -93,11 +96,13 @@ def resolve_setting(
     cache: float | None = None,
     slots: int | None = None,
     gamma: int = 4,
+    as_model: str | None = None,
 ) -> Setting:
     """Resolve the options of a run; at most one of `vram`, `cache` and `slots` may be given.
 
     Without any, the machine's whole memory counts, less dense weights, draft, KV cache of the longest request and
-    workspace.  Raises InputError for unknown names and impossible numbers.
+    workspace.  `as_model` names a published model whose sizes, with those of its draft, take the place of the trace's:
+    its layers, experts and top-k have to be as many.  Raises InputError for unknown names and impossible numbers.
     """
     _check_number("gamma", gamma, int)
     if not 0 <= gamma <= MAX_GAMMA:
@@ -108,8 +113,8 @@ def resolve_setting(
         _check_number("cache", cache, int | float)
     if sum(option is not None for option in (vram, cache, slots)) > 1:
         raise InputError("expected only one of vram, cache and slots: each of them sets the size of the cache")
-    model = _geometry(header.model)
-    draft = _draft(header.draft, model)
+    model = _geometry(header.model) if as_model is None else _stand_in(as_model, header.model)
+    draft = _draft(header.draft if as_model is None else None, model)
     if draft is None and gamma:
         raise InputError("the trace names no draft model and none is known for its model: expected gamma 0")
     machine = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
@@ -129,6 +134,7 @@ def resolve_setting(
         slots_given=cache is not None or slots is not None,
         gamma=gamma,
         longest_request=longest_request,
+        stands_in=as_model is not None,
     )
 
 
@@ -194,6 +200,17 @@ def _geometry(shape: ModelShape) -> Geometry:
     known = geometry(shape.name)
     fields = ("layers", "experts", "top_k", "expert_params", "dense_params", "kv_bytes_per_token")
     _check_same("model", known, shape, fields)
+    return known
+
+
+def _stand_in(name: str, shape: ModelShape) -> Geometry:
+    """The published model called so, if it could have been routed like that."""
+    known = geometry(name)
+    if (known.layers, known.experts, known.top_k) != (shape.layers, shape.experts, shape.top_k):
+        raise InputError(
+            f"as_model: expected a model of {shape.layers} MoE layers of {shape.experts} experts, top-{shape.top_k}, as "
+            f"{shape.name} has; {name} has {known.layers} of {known.experts}, top-{known.top_k}"
+        )
     return known
 
 
