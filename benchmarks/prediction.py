@@ -3,16 +3,20 @@
     python -m benchmarks.prediction
 
 reads models/pico/figures.json (made by `python -m training evaluate`), rates the forecasts of `TRACES` and replays them
-for their lead times, and writes benchmarks/results/prediction.json, docs/prediction.md and
-docs/prediction-reliability.svg.  What is not there yet gets a line instead of a table.  A test compares all of them.
+for their lead times, runs the shipped pair on this machine's CPU to measure them, and writes
+benchmarks/results/prediction.json, docs/prediction.md and docs/prediction-reliability.svg.  What is not there yet gets
+a line instead of a table.  A test compares all of them.  Needs PyTorch and matplotlib.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,9 +33,13 @@ PAGE = ROOT / "docs" / "prediction.md"
 RESULTS = ROOT / "benchmarks" / "results" / "prediction.json"
 FIGURE = ROOT / "docs" / "prediction-reliability.svg"
 PAIR = ROOT / "models" / "pico" / "figures.json"
-TRACES = ("mixtral", "pico-32l", "pico")
+TRACES: Mapping[str, str | None] = MappingProxyType({"pico-32l": "mixtral-8x7b", "pico": None})
+"""The traces that are replayed, and the model whose sizes and times each takes (None: its own)."""
 SETTING: Mapping[str, Any] = MappingProxyType({"hardware": "rtx-4090", "cache": 0.5, "gamma": 4})
 """That of the replays.  Half of the experts have slots: where all have, nobody asks for forecasts."""
+
+PROMPTS = ("def read_lines(path):", "class Queue:", "import os\n", "    def close(self):", "if __name__ ==", "try:\n")
+"""What the shipped pair goes on from where its lead times are measured."""
 
 PREDICTORS = {
     "draft": "draft's state",
@@ -53,17 +61,21 @@ MEASURES = {
 PUBLISHED_TOP1, PUBLISHED_COSINE = 0.8894, 0.598
 """SP-MoE, arXiv 2510.10302: its predictor over its pairs of models; attention outputs of Mistral 7B and Mixtral."""
 
+MEASURED = "spmoe.refined"
+"""The policy of the measured run: it asks for both forecasts."""
+
 MEAN = "mean from layer 1"
 
 
-def results(pair: Path = PAIR, traces: Iterable[str] = TRACES, folder: Path = ROOT / "traces") -> dict[str, Any]:
+def results(pair: Path = PAIR, folder: Path = ROOT / "traces") -> dict[str, Any]:
     """All that the page quotes; null for a pair or a trace that is not there."""
-    found: dict[str, Any] = {"pair": None, "traces": {}}
+    found: dict[str, Any] = {"pair": None, "measured": None, "traces": {}}
     if pair.is_file():
         found["pair"] = of_pair(json.loads(pair.read_text(encoding="utf-8")))
-    for name in traces:
+        found["measured"] = measured()
+    for name, as_model in TRACES.items():
         path = folder / f"{name}.jsonl"
-        found["traces"][name] = of_trace(path) if path.is_file() else None
+        found["traces"][name] = of_trace(path, **SETTING, as_model=as_model) if path.is_file() else None
     return found
 
 
@@ -75,9 +87,26 @@ def of_pair(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: figures[name] for name in quoted}, "layers": layers}
 
 
-def of_trace(path: Path) -> dict[str, Any]:
-    """What the page quotes of a trace's forecasts; `sha256` says of which file."""
-    document = sim.forecasts(path, **SETTING).to_json()
+def measured() -> dict[str, Any]:
+    """What the page quotes of a run of the shipped pair on this machine: lead times by the clock."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace, log = Path(folder, "run.jsonl"), Path(folder, "run.log")
+        command = (
+            f"-m engine run --policy {MEASURED} --cache {SETTING['cache']} --gamma {SETTING['gamma']} --device cpu"
+        )
+        subprocess.run(
+            [sys.executable, *command.split(), "--record", str(trace), "--log", str(log), "--prompt", *PROMPTS],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            check=True,
+        )
+        return of_trace(trace, log=log)
+
+
+def of_trace(path: Path, **options: Any) -> dict[str, Any]:
+    """What the page quotes of a trace's forecasts; `sha256` says of which file.  `options` as in `sim.forecasts`."""
+    document = sim.forecasts(path, **options).to_json()
     wanted = ("top1_used", "busy_lead_ms", "busy_lead_loads", "lead_ms")
 
     def quoted(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +115,7 @@ def of_trace(path: Path) -> dict[str, Any]:
 
     return {
         "sha256": digest(path),
+        "model": document["trace"]["model"],
         **{name: document[name] for name in ("config", "inputs", "notes")},
         "sources": {
             name: {
@@ -120,6 +150,7 @@ def _blocks(found: Mapping[str, Any]) -> dict[str, str]:
         name: "\n".join(write(pair)) if pair else _absent("models/pico/figures.json")
         for name, write in {"accuracy": _accuracy, "published": _published, "reliability": _reliability}.items()
     }
+    blocks["lead-measured"] = "\n".join(_lead(found["measured"])) if pair else _absent("models/pico/figures.json")
     for name, trace in found["traces"].items():
         blocks[f"lead-{name}"] = "\n".join(_lead(trace)) if trace else _absent(f"traces/{name}.jsonl")
     return blocks
@@ -211,11 +242,15 @@ def _reliability(pair: Mapping[str, Any]) -> Iterator[str]:
 
 def _lead(trace: Mapping[str, Any]) -> Iterator[str]:
     sources, config = trace["sources"], trace["config"]
-    yield (
-        f"{config['model']} at {config['bits']:g} bits on {config['hardware']}, slots for "
-        f"{config['cache_share']:.0%} of the experts, gamma {config['gamma']}, {trace['inputs']:,} inputs of the "
-        "verifier.\n"
-    )
+    if "log" in config:
+        machine = "run on a CPU (one thread, float32), times by the clock"
+    else:
+        timed_as = "" if config["model"] == trace["model"] else f"timed as {config['model']} "
+        machine = (
+            f"{timed_as}at {config['bits']:g} bits on {config['hardware']}, slots for {config['cache_share']:.0%} of "
+            "the experts"
+        )
+    yield f"{trace['model']} {machine}, gamma {config['gamma']}, {trace['inputs']:,} inputs of the verifier.\n"
     timed = [name for name in PREDICTORS if "lead" in sources.get(name, {})]
     others = [name for name in PREDICTORS if name in sources and name not in timed]
     for name in timed:

@@ -9,7 +9,20 @@ from typing import Any
 
 import pytest
 
-from benchmarks.prediction import PAGE, PAIR, RESULTS, ROOT, TRACES, digest, draw, embedded, of_pair, of_trace, results
+from benchmarks.prediction import (
+    PAGE,
+    PAIR,
+    RESULTS,
+    ROOT,
+    SETTING,
+    TRACES,
+    digest,
+    draw,
+    embedded,
+    of_pair,
+    of_trace,
+    results,
+)
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TokenLine
 from spmoe.trace.writer import write_trace
@@ -35,10 +48,10 @@ def test_the_result_file_is_that_of_the_traces(name: str) -> None:
 
 
 def test_what_is_not_there_gets_a_line(tmp_path: Path) -> None:
-    found = results(tmp_path / "figures.json", ("pico",), tmp_path)
-    assert found["pair"] is None and found["traces"] == {"pico": None}
+    found = results(tmp_path / "figures.json", tmp_path)
+    assert found == {"pair": None, "measured": None, "traces": {"pico-32l": None, "pico": None}}
     page = embedded(PAGE.read_text(encoding="utf-8"), found)
-    assert page.count("there is no `models/pico/figures.json`") == 3
+    assert page.count("there is no `models/pico/figures.json`") == 4
     assert "there is no `traces/pico.jsonl`" in page
 
 
@@ -52,7 +65,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             kept.append(line)
     path = tmp_path_factory.mktemp("short") / "short.jsonl"
     write_trace(path, replace(trace.header, tokens=len(kept)), kept)
-    return of_trace(path)
+    return of_trace(path, **SETTING)
 
 
 def test_the_draft_speaks_loads_ahead_and_the_layer_before_less_than_one(short: dict[str, Any]) -> None:
@@ -64,7 +77,7 @@ def test_the_draft_speaks_loads_ahead_and_the_layer_before_less_than_one(short: 
 
 
 def test_the_table_of_a_trace(short: dict[str, Any]) -> None:
-    found = {"pair": None, "traces": dict.fromkeys(TRACES, short)}
+    found = {"pair": None, "measured": None, "traces": dict.fromkeys(TRACES, short)}
     page = embedded(PAGE.read_text(encoding="utf-8"), found)
     table = page[page.index("<!-- lead-pico:") : page.index("<!-- end of lead-pico -->")]
     rows = [line for line in table.splitlines() if line.startswith("|")]
