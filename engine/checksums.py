@@ -6,6 +6,7 @@ It tells a damaged or incomplete copy before any of it is used.  Who can change 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -26,7 +27,7 @@ def check_sums(folder: Path) -> None:
     listed, and for a list that is not one or names files elsewhere.
     """
     path = folder / SUMS
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     listed = _read(path)
     for weights in sorted(folder.glob("*.safetensors")):
@@ -74,9 +75,10 @@ def _read(path: Path) -> dict[str, str]:
 
 def _sum(path: Path) -> str:
     try:
+        # Whoever reads a pipe may wait for ever.
+        if not path.is_file():
+            raise InputError(f"{path}: {'expected a file' if os.path.exists(path) else 'missing'}; {SUMS} lists it")
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing; {SUMS} lists it") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from None

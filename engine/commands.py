@@ -81,7 +81,9 @@ def _add_record(record: argparse.ArgumentParser) -> None:
 
 def _add_models(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: the shipped pair)")
-    command.add_argument("--draft", metavar="PATH", help="a draft model's folder (default: no speculation)")
+    command.add_argument(
+        "--draft", metavar="PATH", help="a draft model's folder (with --model, default: no speculation)"
+    )
 
 
 def _add_text(command: argparse.ArgumentParser) -> _Group:

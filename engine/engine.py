@@ -192,8 +192,7 @@ class Engine:
         self._store.seal()
         stack.callback(self._free)
         self._vocabulary: int = self._model.config.get_text_config().vocab_size
-        ends = self._model.generation_config.eos_token_id
-        self.ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self.ends = _ends(self._model.generation_config.eos_token_id, blueprint.checkpoint.folder)
         """The tokens that end a sequence."""
 
     def _connect(self, stack: ExitStack, observers: tuple[Observer, ...]) -> None:
@@ -259,3 +258,11 @@ class Engine:
         del self._model, self._draft_model, self._store, self._slots
         for name in ("_decoder", "_driver"):
             self.__dict__.pop(name, None)  # Not there yet where setting up has failed.
+
+
+def _ends(said: Any, folder: Path) -> frozenset[int]:
+    """The tokens that end a sequence, from what generation_config.json or config.json says: one, several or none."""
+    ends = said if isinstance(said, list) else [] if said is None else [said]
+    if not all(type(each) is int for each in ends):
+        raise InputError(f"{folder}: eos_token_id: expected numbers of tokens, got {said!r}")
+    return frozenset(ends)

@@ -116,7 +116,7 @@ def read_geometry(model: Any, name: str, source: str) -> Geometry:
     Shared tensors count once.  Raises InputError for a model without routed experts.
     """
     layers = find_moe_layers(model)
-    if not layers:
+    if not layers or not layers[0].experts.num_experts:
         raise InputError(f"{source}: {type(model).__name__} has no routed experts; expected a Mixture-of-Experts model")
     expert_layout(layers)
     config = model.config.get_text_config()

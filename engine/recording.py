@@ -23,6 +23,7 @@ from engine.sampling import SEEDS
 from engine.setup import Models, check_trace_output, encode_and_plan, find_models
 from engine.shipped import ABOUT
 from engine.spool import Spool
+from spmoe.cli import printable
 from spmoe.errors import InputError
 from spmoe.files import check_distinct
 from spmoe.trace.schema import FORECAST_NAMES
@@ -55,7 +56,7 @@ def record(options: argparse.Namespace) -> None:
         if name not in header.forecasts and (plan.draft is not None or name != "draft"):
             note(f"the trace has no {name} forecasts: these models do not give them")
     accepted = "" if acceptance is None else f"; {acceptance:.1%} of drafted tokens were accepted"
-    print(f"{out}: {header.tokens:,} tokens behind {len(prompts):,} prompts{accepted}")
+    print(printable(f"{out}: {header.tokens:,} tokens behind {_prompts(len(prompts))}{accepted}"))
 
 
 def _plan(models: Models, prompts: list[Prompt], options: argparse.Namespace) -> tuple[list[list[int]], Plan]:
@@ -80,9 +81,13 @@ def _sampling(options: argparse.Namespace, number: int) -> dict[str, Any]:
 def _how(plan: Plan, source: Path, prompts: int, options: argparse.Namespace) -> str:
     drawn = f", seed {options.seed}" if options.temperature and options.seed is not None else ""
     return (
-        f"engine record, gamma {plan.setting.gamma}, temperature {options.temperature:g}{drawn}, {prompts} "
-        f"{'prompt' if prompts == 1 else 'prompts'} of {source.name}"
+        f"engine record, gamma {plan.setting.gamma}, temperature {options.temperature:g}{drawn}, {_prompts(prompts)} "
+        f"of {printable(source.name)}"
     )
+
+
+def _prompts(number: int) -> str:
+    return "1 prompt" if number == 1 else f"{number:,} prompts"
 
 
 @contextmanager

@@ -57,8 +57,6 @@ def run(options: argparse.Namespace) -> None:
             # What is noted stands before text, and not before an error.
             if options.model is None:
                 note(f"no --model, so the shipped pair runs: {ABOUT}")
-            if options.prompt is None:
-                note(f"no --prompt, so it goes on from {EXAMPLE}")
             if plan.fallback:
                 note(plan.fallback)
             requests = _generate(engine, prompts, encoded, options)
@@ -111,6 +109,8 @@ def _generate(
             ignore_eos=options.ignore_eos,
         )
         with closing(pieces):  # type: ignore[type-var]
+            if options.prompt is None:  # A continuation of what nobody wrote would puzzle.
+                print(prompt.text, end="", file=out)
             requests.append(Request(tokens, _print(pieces, out)))
     return requests
 

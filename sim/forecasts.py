@@ -118,7 +118,10 @@ class ForecastStudy:
             if source == "draft" and times.steps == 0:
                 continue
             if source == "draft" and timing.resident_steps == times.steps:
-                yield f"no lead time of the draft: {name} asks for no forecasts where every expert is there"
+                yield (
+                    f"no lead time of the draft: {name} asks for no forecasts where every expert is there; with a "
+                    "smaller cache, such as --cache 0.5, it does"
+                )
             elif source not in times.sources:
                 yield f"no lead time of {source}: {name} got no such forecasts"
             elif source == "draft" and timing.resident_steps:

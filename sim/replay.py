@@ -98,9 +98,9 @@ def replay(
 
     `vram` (a size such as "18GiB", or bytes), `cache` (share of all experts) and `slots` (experts, all layers together)
     exclude each other; `gamma` is the number of drafted tokens; `as_model` names a published model of the same layers,
-    experts and top-k to take sizes and times from, in place of the trace's; `cutoff` the number of leading layers that SP-MoE
-    prefetches for, "best" for that with the lowest TPOT, None for the analytical one.  `lossy` allows policies that
-    change the model's output.  `log` takes the decision log of a single policy, `timeline` a Chrome trace of all.
+    experts and top-k to take sizes and times from, in place of the trace's; `cutoff` the number of leading layers that
+    SP-MoE prefetches for, "best" for that with the lowest TPOT, None for the analytical one.  `lossy` allows policies
+    that change the model's output.  `log` takes the decision log of a single policy, `timeline` a Chrome trace of all.
     `jobs`: processes to spread the policies over (None for one per core), unless there is a log or a timeline to write;
     a script that uses more than one has to start under `if __name__ == "__main__":`.
 

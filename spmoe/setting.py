@@ -208,8 +208,8 @@ def _stand_in(name: str, shape: ModelShape) -> Geometry:
     known = geometry(name)
     if (known.layers, known.experts, known.top_k) != (shape.layers, shape.experts, shape.top_k):
         raise InputError(
-            f"as_model: expected a model of {shape.layers} MoE layers of {shape.experts} experts, top-{shape.top_k}, as "
-            f"{shape.name} has; {name} has {known.layers} of {known.experts}, top-{known.top_k}"
+            f"as_model: expected a model of {shape.layers} MoE layers of {shape.experts} experts, top-{shape.top_k}, "
+            f"as {shape.name} has; {name} has {known.layers} of {known.experts}, top-{known.top_k}"
         )
     return known
 

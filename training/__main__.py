@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spmoe.cli import json_output, run_command, start
+from spmoe.cli import json_output, printable, run_command, start
 from spmoe.errors import InputError
 from spmoe.files import atomic_write
 from training.commands import parser
@@ -60,7 +60,7 @@ def run_prompts(options: argparse.Namespace) -> None:
     prompts = held_out_prompts(Path(options.folder), standard_library(), options.count, options.length)
     with atomic_write(options.out) as stream:
         stream.writelines(json.dumps(each) + "\n" for each in prompts)
-    print(f"{options.out}: {len(prompts)} prompts")
+    print(f"{printable(str(options.out))}: {len(prompts)} {'prompt' if len(prompts) == 1 else 'prompts'}")
 
 
 def _describe(folder: Path, corpus: Any) -> None:

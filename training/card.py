@@ -42,7 +42,12 @@ def _head(recipe: Recipe, run: Mapping[str, Any], figures: Mapping[str, Any]) ->
         f"{figures['held_out']['tokens']:,} tokens). SHA-256 of all: `{run['corpus']['sha256']}`.",
         f"- Training: {recipe.dense_steps:,} steps of the dense model ({dense:.1f} M tokens), then "
         f"{recipe.upcycle_steps:,} ({more:.1f} M) of the target; the control is the dense model trained on with the "
-        "same tokens as the target. All settings are in `run.json`.",
+        f"same tokens as the target, at {recipe.control_gain:g} of the dense rates. All settings are in `run.json`; "
+        "[the loss](curve.png).",
+        "- Size: "
+        + ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in figures["parameters"].items())
+        + f" (of the target {figures['active_parameters'] / 1e6:.2f} M compute a token), in bfloat16. The weights have "
+        "this project's licence, Apache 2.0.",
         f"- Context: {recipe.context} tokens; a byte-level BPE of {recipe.vocabulary:,} tokens.",
     )
     yield from (f"- SHA-256 of `{name}/model.safetensors`: `{value}`." for name, value in figures["weights"].items())
@@ -66,6 +71,11 @@ def _pair(figures: Mapping[str, Any]) -> Iterator[str]:
             (f"random routing costs, nats per token (wanted: {LEAST_COST})", _shown(figures["random_routing_cost"])),
             (f"lowest usage entropy of a layer (wanted: {LEAST_ENTROPY})", _shown(figures["lowest_entropy"])),
         ),
+    )
+    yield ""
+    yield (
+        "Greedy text of so small a model soon repeats itself, and repetitions are easily drafted: the rate behind real "
+        "text says more."
     )
 
 

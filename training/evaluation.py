@@ -12,7 +12,8 @@ import torch
 
 from engine.families import find_moe_layers
 from engine.loader import load_tokenizer
-from engine.pair import load_draft, require_folder
+from engine.pair import check_folders, load_draft
+from spmoe.errors import InputError
 from training.acceptance import acceptance
 from training.accuracy import mean
 from training.comparison import LayerComparison, compare
@@ -20,6 +21,7 @@ from training.corpus import Corpus
 from training.likelihood import loss, predicted, spread
 from training.origin import check_corpus, read_recipe
 from training.predictors import learn_tables
+from training.recipe import Recipe
 from training.reliability import Reliability
 from training.specialisation import expert_cosine, randomly_routed_loss
 from training.stages import CONTROL, DRAFT, TARGET
@@ -40,8 +42,9 @@ def evaluate(folder: Path, corpus: Corpus) -> dict[str, Any]:
     """
     recipe = read_recipe(folder)
     check_corpus(folder, corpus)
-    for name in (DRAFT, TARGET):
-        require_folder(folder / name)
+    has_control = (folder / CONTROL).is_dir()
+    check_folders(folder / DRAFT, folder / TARGET, folder / CONTROL if has_control else None)
+    draft, target = (_load(folder / name, recipe, name == TARGET) for name in (DRAFT, TARGET))
     tokenizer = load_tokenizer(folder / TARGET)
     learned, held_out = (
         windows(torch.tensor(encode(tokenizer, part)), recipe.context) for part in (corpus.learned, corpus.held_out)
@@ -49,9 +52,8 @@ def evaluate(folder: Path, corpus: Corpus) -> dict[str, Any]:
     order = torch.randperm(len(learned), generator=torch.Generator().manual_seed(recipe.seed_of("tables")))
     learned = learned[order[: -(-TABLE_TOKENS // recipe.context)]]
     seed = recipe.seed_of("evaluation")
-    draft, target = (_load(folder / name) for name in (DRAFT, TARGET))
     compared = compare(draft, target, held_out, learn_tables(target, learned))
-    control = loss(_load(folder / CONTROL), held_out) if (folder / CONTROL).is_dir() else None
+    control = loss(_load(folder / CONTROL, recipe, False), held_out) if has_control else None
     accepted = acceptance(folder / TARGET, folder / DRAFT, held_out, seed % 2**32)
     figures: dict[str, Any] = {
         "format": "spmoe-figures/1",
@@ -61,6 +63,10 @@ def evaluate(folder: Path, corpus: Corpus) -> dict[str, Any]:
             name: hashlib.sha256((folder / name / "model.safetensors").read_bytes()).hexdigest()
             for name in (DRAFT, TARGET)
         },
+        "parameters": {
+            name: sum(each.numel() for each in model.parameters()) for name, model in ((DRAFT, draft), (TARGET, target))
+        },
+        "active_parameters": _active(target),
         "held_out": {"files": len(corpus.held_out), "tokens": predicted(held_out)},
         "table_tokens": predicted(learned),
         "perplexity": {
@@ -126,8 +132,26 @@ def _reliability(layers: Sequence[Reliability]) -> list[dict[str, Any]]:
     ]
 
 
-def _load(folder: Path) -> Any:
-    return load_draft(folder, torch.float32, torch.device("cpu"))
+def _active(target: Any) -> int:
+    """Parameters that compute a token: all but the experts that it does not go to."""
+    total: int = sum(each.numel() for each in target.parameters())
+    for layer in find_moe_layers(target):
+        experts = sum(each.numel() for each in layer.expert_parameters().values())
+        total -= experts - experts // layer.experts.num_experts * target.config.num_experts_per_tok
+    return total
+
+
+def _load(folder: Path, recipe: Recipe, sparse: bool) -> Any:
+    """The model in `folder`; InputError for one that `recipe` does not make."""
+    model = load_draft(folder, torch.float32, torch.device("cpu"))
+    made = {"hidden_size": recipe.hidden, "vocab_size": recipe.vocabulary, "max_position_embeddings": recipe.context}
+    for name, expected in made.items():
+        if (got := getattr(model.config, name, None)) != expected:
+            raise InputError(f"{folder}: {name}: expected {expected}, as run.json says, got {got}")
+    layers, found = recipe.layers if sparse else 0, len(find_moe_layers(model))
+    if found != layers:
+        raise InputError(f"{folder}: expected routed experts in {layers} layers, found them in {found}")
+    return model
 
 
 def _rounded(value: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from engine.families import find_moe_layers
+from spmoe.errors import InputError
 from training.learners import Learner
 from training.recipe import Recipe
 from training.routers import balance_loss, listen, z_loss
@@ -46,7 +47,10 @@ def train(job: Job, watch: Watch) -> tuple[Row, ...]:
     done = read_state(job.path, job.run)
     curve: list[Row] = []
     if done is not None:
-        job.model.load_state_dict(done.weights)
+        try:
+            job.model.load_state_dict(done.weights)
+        except RuntimeError:
+            raise InputError(f"{job.path}: damaged: not all weights are there, or they are of another model") from None
         job.learner.load_state(done.memory)
         curve += done.curve
         if done.step == steps:

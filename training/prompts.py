@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from engine.loader import load_tokenizer
-from engine.pair import require_folder
+from engine.pair import check_folders
 from training.corpus import Corpus
 from training.likelihood import spread
 from training.origin import check_corpus
@@ -23,7 +23,7 @@ def held_out_prompts(folder: Path, corpus: Corpus, count: int, length: int) -> l
     InputError where `corpus` is not what the pair was trained on.
     """
     check_corpus(folder, corpus)
-    require_folder(folder / TARGET)
+    check_folders(folder / TARGET)
     tokenizer = load_tokenizer(folder / TARGET)
     stream = torch.tensor(encode(tokenizer, corpus.held_out))
     prompts = []

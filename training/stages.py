@@ -1,7 +1,8 @@
-"""The stages of a run, each of which is skipped where its result is there: tokenizer, dense, upcycle, control.
+"""The stages of a run, each of which goes on where it stands: dense, upcycle, control.
+
+Where all three models are there, nothing is trained any more.
 
 DIR/run.json                 recipe, corpus and versions: what the weights follow from
-DIR/tokens.safetensors       the corpus in tokens
 DIR/states/STAGE.safetensors where a stage stands, float32
 DIR/draft, target, control   the models, bfloat16, each with the tokenizer and SHA256SUMS
 DIR/curve.csv, curve.png
@@ -20,8 +21,8 @@ import torch
 import transformers
 
 from engine.checkpoint import read_json
-from engine.checksums import write_sums
-from engine.loader import load_tokenizer, quiet
+from engine.checksums import SUMS, write_sums
+from engine.loader import quiet
 from spmoe.errors import InputError
 from spmoe.files import atomic_write
 from training.corpus import LICENCE, Corpus
@@ -32,7 +33,7 @@ from training.models import empty_dense, empty_sparse, fresh_dense
 from training.recipe import Recipe
 from training.states import Row, read_state
 from training.tokenizer import train_tokenizer
-from training.tokens import Batches, Tokens, read_tokens
+from training.tokens import Batches, Tokens, tokenise
 from training.upcycling import upcycle
 
 DRAFT: Final = "draft"
@@ -70,19 +71,23 @@ class Run:
             found = read_json(path)
             for name, value in document.items():
                 if found.get(name) != value:
-                    raise InputError(f"{path}: field {name}: expected {value}, as now, got {found.get(name)}")
+                    field, expected, got = _first_difference(name, value, found.get(name))
+                    raise InputError(f"{path}: field {field}: expected {expected}, as now, got {got}")
         else:
-            (folder / "states").mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as stream:
                 stream.write(json.dumps(document, indent=2) + "\n")
         for torn in (folder / "states").glob(".*.tmp"):  # of a process that was killed
             torn.unlink()
-        self._identity = json.dumps(document, sort_keys=True)
+        self._document = document
 
     def all(self, progress: Progress) -> None:
         """Every stage, in order."""
-        tokenizer = self._tokenizer()
-        tokens = read_tokens(self.folder / "tokens.safetensors", tokenizer, self.corpus)
+        if all((self.folder / name / SUMS).is_file() for name in TRAINED.values()):
+            return
+        (self.folder / "states").mkdir(exist_ok=True)
+        tokenizer = train_tokenizer(self.corpus.learned, self.recipe.vocabulary)
+        tokens = tokenise(tokenizer, self.corpus)
         shortest = 2 * self.recipe.context + 1
         if min(len(each) for each in tokens) < shortest:
             raise InputError(f"{self.corpus.name}: expected at least {shortest} tokens in each part, got fewer")
@@ -102,7 +107,7 @@ class Run:
             steps = recipe.dense_steps if fresh else recipe.upcycle_steps
             learner = dense_learner(model, recipe, steps, 1.0 if fresh else recipe.control_gain)
         batches = Batches(tokens.learned, recipe)
-        job = Job(model, learner, batches, self._first(stage), self._state(stage), self._identity, recipe)
+        job = Job(model, learner, batches, self._first(stage), self._state(stage), self._identity(stage), recipe)
         with progress(stage, learner.schedule.steps) as watch:
             self._curves[stage] = train(job, watch)
         export(model, tokenizer, self.folder / TRAINED[stage])
@@ -113,7 +118,7 @@ class Run:
             return fresh_dense(self.recipe)
         if self._state(stage).is_file():
             return (empty_sparse if stage == "upcycle" else empty_dense)(self.recipe)
-        done = read_state(self._state("dense"), self._identity)
+        done = read_state(self._state("dense"), self._identity("dense"))
         assert done is not None
         model = empty_dense(self.recipe)
         model.load_state_dict(done.weights)
@@ -123,18 +128,24 @@ class Run:
         sample = torch.cat([batches.at(step) for step in range(-(-SAMPLE // self.recipe.batch))])
         return upcycle(model.eval(), self.recipe, sample[:SAMPLE, :-1])
 
-    def _tokenizer(self) -> Any:
-        folder = self.folder / "tokenizer"
-        if not folder.is_dir():
-            with _whole_folder(folder) as beside:
-                train_tokenizer(self.corpus.learned, self.recipe.vocabulary).save_pretrained(beside)
-        return load_tokenizer(folder)
+    def _identity(self, stage: str) -> str:
+        """What a state is told by from those of other stages and runs."""
+        return json.dumps({**self._document, "stage": stage}, sort_keys=True)
 
     def _state(self, stage: str) -> Path:
         return self.folder / "states" / f"{stage}.safetensors"
 
     def _first(self, stage: str) -> int:
         return 0 if stage == "dense" else self.recipe.dense_steps
+
+
+def _first_difference(name: str, expected: Any, got: Any) -> tuple[str, Any, Any]:
+    """Two values that differ, or the first of their fields that does, by its whole name."""
+    if isinstance(expected, dict) and isinstance(got, dict):
+        for field in sorted(expected.keys() | got.keys()):
+            if expected.get(field) != got.get(field):
+                return f"{name}.{field}", expected.get(field), got.get(field)
+    return name, expected, got
 
 
 def export(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -60,12 +60,15 @@ def read_state(path: Path, run: str) -> State | None:
             metadata = json.loads((file.metadata() or {})[_META])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if metadata["run"] != run:
-            raise InputError(f"{path}: expected a state of this run, got one of another recipe or corpus")
+            raise InputError(f"{path}: expected a state of this stage and run, got another")
+        curve = tuple(Row(*row) for row in metadata["curve"])
+        if [row.step for row in curve] != list(range(metadata["step"])):
+            raise InputError(f"{path}: damaged: expected the steps 0 to {metadata['step']}, one by one")
         return State(
             metadata["step"],
             {name.removeprefix(_WEIGHTS): each for name, each in tensors.items() if name.startswith(_WEIGHTS)},
             {name.removeprefix(_MEMORY): each for name, each in tensors.items() if name.startswith(_MEMORY)},
-            tuple(Row(*row) for row in metadata["curve"]),
+            curve,
         )
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: damaged, or no state of a training run: {error}") from None

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
-from spmoe.files import atomic_write
 from training.corpus import Corpus
 from training.recipe import Recipe
 from training.tokenizer import encode
@@ -23,16 +19,11 @@ class Tokens(NamedTuple):
     held_out: torch.Tensor
 
 
-def read_tokens(path: Path, tokenizer: Any, corpus: Corpus) -> Tokens:
-    """The tokens of `corpus`, kept in `path` from one run to the next."""
-    if path.is_file():
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("corpus") == corpus.fingerprint:
-                return Tokens(*(file.get_tensor(name).clone() for name in Tokens._fields))
-    tokens = Tokens(*(torch.tensor(encode(tokenizer, part), dtype=torch.int16) for part in _parts(corpus)))
-    with atomic_write(path, binary=True) as stream:
-        stream.write(save(tokens._asdict(), {"corpus": corpus.fingerprint}))
-    return tokens
+def tokenise(tokenizer: Any, corpus: Corpus) -> Tokens:
+    """The tokens of `corpus`, of at most 2^15 different ones."""
+    return Tokens(
+        *(torch.tensor(encode(tokenizer, part), dtype=torch.int16) for part in (corpus.learned, corpus.held_out))
+    )
 
 
 def windows(stream: torch.Tensor, context: int) -> torch.Tensor:
@@ -69,7 +60,3 @@ class Batches:
         generator = torch.Generator().manual_seed(self._recipe.seed_of(f"order/{epoch}"))
         offset = int(torch.randint(self._recipe.context, (), generator=generator))
         return offset, torch.randperm(self._count, generator=generator)
-
-
-def _parts(corpus: Corpus) -> tuple[Any, Any]:
-    return corpus.learned, corpus.held_out

@@ -1,4 +1,4 @@
-"""Two forecasts in turn: the draft's, which comes early, and the target's own, which errs less and comes late."""
+"""Two forecasts in turn: the draft's, which comes early, and the target's own, of this very pass, which comes late."""
 
 from __future__ import annotations
 

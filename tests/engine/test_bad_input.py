@@ -165,6 +165,20 @@ def test_half_a_generation_configuration(refused: Refused, pair: Pair, tmp_path:
     assert "generation_config.json cannot be loaded" in refused("--model", folder, *PROMPT)
 
 
+@pytest.mark.parametrize("ends", ['"x"', "1e400", "[[1]]", "[1, 1.5]", "true"])
+def test_ends_that_are_no_tokens(refused: Refused, pair: Pair, tmp_path: Path, ends: str) -> None:
+    folder = copy(pair[0], tmp_path / "broken")
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": {ends}}}')
+    said = refused("--model", folder, *PROMPT, "--against-plain")
+    assert f"error: {folder}: eos_token_id: expected numbers of tokens, got " in said
+
+
+def test_layers_without_any_expert(refused: Refused, pair: Pair, tmp_path: Path) -> None:
+    folder = copy(pair[0], tmp_path / "none", num_local_experts=0)
+    assert f"{folder / 'config.json'}: " in (said := refused("--model", folder, *PROMPT))
+    assert "has no routed experts" in said
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -67,6 +68,17 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def pipe(path: Path) -> None:
+    """Whoever read it would wait for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("elsewhere")
+
+
 def rewritten(change: Callable[[str], str]) -> Callable[[Path], None]:
     def rewrite(folder: Path) -> None:
         sums = folder / "SHA256SUMS"
@@ -91,7 +103,10 @@ def rewritten(change: Callable[[str], str]) -> Callable[[Path], None]:
         (rewritten(lambda text: text.replace("config", "../config")), ["SHA256SUMS:2", "'../config.json'"]),
         (rewritten(lambda text: text.replace("config", "x/../../config")), ["expected a file below this folder"]),
         (rewritten(lambda text: text.replace("config.json", "/etc/passwd")), ["'/etc/passwd'"]),
-        (rewritten(lambda text: text.replace("config.json", ".")), ["Is a directory"]),
+        (rewritten(lambda text: text.replace("config.json", ".")), [": expected a file; SHA256SUMS lists it"]),
+        (rewritten(lambda text: text.replace("config.json", "a\0b")), ["a\0b: missing; SHA256SUMS lists it"]),
+        (lambda folder: pipe(folder / "config.json"), ["config.json: expected a file; SHA256SUMS lists it"]),
+        (lambda folder: dangle(folder / "SHA256SUMS"), ["SHA256SUMS: cannot be read: No such file"]),
         (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff"), ["SHA256SUMS: expected text in UTF-8"]),
     ],
 )

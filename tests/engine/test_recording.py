@@ -110,6 +110,18 @@ def test_the_simulator_checks_and_replays_it(pair: list[str], prompts: Path, tmp
     assert simulator(["replay", out, "--policy", "spmoe.paper", "next-gate", "--cache", "0.5"]) == 0
 
 
+def test_names_that_no_terminal_can_show(pair: list[str], tmp_path: Path, capsys: Out) -> None:
+    """They are shown, and noted in the trace, with escapes: a long recording must not end on them."""
+    source, out = tmp_path / os.fsdecode(b"a\x1b\xff.txt"), tmp_path / os.fsdecode(b"o\x1b\xff.jsonl")
+    try:
+        source.write_text("Hi\n")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system knows no such names")
+    assert record("--prompts", source, "--out", out, *pair, *NEW) == 0
+    assert "\no\\x1b\\udcff.jsonl: 9 tokens behind 1 prompt; " in capsys.readouterr().out.replace(f"{tmp_path}/", "\n")
+    assert (TraceFile(out).header.source.how or "").endswith(", 1 prompt of a\\x1b\\udcff.txt")
+
+
 def test_json_prompts_keep_their_lines(pair: list[str], prompts: Path, tmp_path: Path) -> None:
     same = tmp_path / "prompts.jsonl"
     same.write_text("\n".join(json.dumps({"prompt": text, "id": 1}) for text in TEXTS))

@@ -135,7 +135,8 @@ def test_where_every_expert_is_there_the_draft_is_not_asked(golden: ForecastStud
     assert not any("every expert" in note for note in golden.notes())
     # Prompts bring all 48 experts in before the first step.
     whole = sim.forecasts(golden_trace(), slots=48, gamma=4)
-    assert "no lead time of the draft: spmoe.paper asks for no forecasts where every expert is there" in whole.notes()
+    said = "no lead time of the draft: spmoe.paper asks for no forecasts where every expert is there; with a smaller"
+    assert any(note.startswith(said) for note in whole.notes())
     assert whole.rows("draft")[1]["lead_ms"] is None and whole.rows("draft")[1]["recall"] is not None
     lines = [line for line in golden_trace() if isinstance(line, TokenLine)]
     cold = sim.forecasts(TraceInMemory(golden_trace().header, lines), slots=48, gamma=4)

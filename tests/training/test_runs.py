@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from benchmarks.prediction import PAGE, embedded, of_pair
 from engine.checksums import check_sums
@@ -116,12 +118,25 @@ def test_a_run_that_is_done_changes_nothing(whole: Path, corpus: Corpus) -> None
     assert digests(whole) == before
 
 
+def test_where_only_the_models_are_nothing_is_trained(whole: Path, tmp_path: Path, corpus: Corpus) -> None:
+    """As in a clone of this repository."""
+    shipped = tmp_path / "shipped"
+    shutil.copytree(whole, shipped, ignore=shutil.ignore_patterns("states", "curve*"))
+    before = digests(shipped)
+
+    def never(stage: str, _steps: int) -> object:
+        raise AssertionError(stage)
+
+    Run(shipped, MICRO, corpus).all(never)  # type: ignore[arg-type]
+    assert digests(shipped) == before
+
+
 def test_another_seed_gives_other_weights(whole: Path, tmp_path: Path, corpus: Corpus) -> None:
     Run(tmp_path, replace(MICRO, seed=1), corpus).all(unwatched)
     ours, theirs = digests(tmp_path), digests(whole)
     for name in MODELS:
         assert ours[f"{name}/model.safetensors"] != theirs[f"{name}/model.safetensors"]
-    assert ours["tokenizer/tokenizer.json"] == theirs["tokenizer/tokenizer.json"]
+    assert ours["draft/tokenizer.json"] == theirs["draft/tokenizer.json"]
 
 
 def test_models_come_with_the_sums_of_their_files(whole: Path) -> None:
@@ -170,7 +185,9 @@ def test_figures_and_card_come_from_the_models(whole: Path, corpus: Corpus) -> N
     assert "PSF-2.0" in text
     assert f"| {figures['predictors']['next_gate']['top1_used']:.3f} |" in text
     # What docs/prediction.md makes of them.
-    page = embedded(PAGE.read_text(encoding="utf-8"), {"pair": of_pair(figures), "traces": {}})
+    page = embedded(
+        PAGE.read_text(encoding="utf-8"), {"pair": of_pair(figures), "measured": None, "traces": {}, "policies": {}}
+    )
     share = f"{100 * figures['layers'][0]['predictors']['token_table']['top1_used']:.1f} %"
     assert f" | {share} | " in page[page.index("| 0 |") :].partition("\n")[0]
 
@@ -180,25 +197,88 @@ def test_figures_of_another_corpus_are_refused(whole: Path, corpus: Corpus) -> N
         evaluate(whole, replace(corpus, fingerprint="0"))
 
 
+def exchange(folder: Path) -> None:
+    (folder / "draft").rename(folder / "other")
+    (folder / "target").rename(folder / "draft")
+    (folder / "other").rename(folder / "target")
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (exchange, r"draft: expected routed experts in 0 layers, found them in 2$"),
+        (lambda folder: rewrite(folder / "target" / "tokenizer.json", "<s>", "<t>"), "tokenizer.json: damaged"),
+        (lambda folder: rewrite(folder / "control" / "config.json", "32", "64"), "config.json: damaged"),
+        (
+            lambda folder: rewrite(folder / "run.json", '"context": 32', '"context": 64'),
+            r"draft: max_position_embeddings: expected 64, as run.json says, got 32$",
+        ),
+    ],
+)
+def test_models_of_another_run_are_not_rated(
+    whole: Path, corpus: Corpus, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    spoil(folder)
+    with pytest.raises(InputError, match=message):
+        evaluate(folder, corpus)
+
+
+def test_a_damaged_tokenizer_makes_no_prompts(whole: Path, corpus: Corpus, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    rewrite(folder / "target" / "tokenizer.json", "<s>", "<t>")
+    with pytest.raises(InputError, match=r"tokenizer.json: damaged or exchanged"):
+        held_out_prompts(folder, corpus, 3, 8)
+
+
 def test_a_folder_of_another_recipe_or_corpus_is_refused(whole: Path, corpus: Corpus) -> None:
-    with pytest.raises(InputError, match=r"run.json: field recipe: expected"):
+    with pytest.raises(InputError, match=r"run.json: field recipe.noise: expected 0.1, as now, got [\d.]+$"):
         Run(whole, replace(MICRO, noise=0.1), corpus)
-    with pytest.raises(InputError, match=r"run.json: field corpus: expected"):
+    with pytest.raises(InputError, match=r"run.json: field corpus.sha256: expected 0, as now"):
         Run(whole, MICRO, replace(corpus, fingerprint="0"))
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    state = State(3, {"a": torch.ones(2)}, {"a/step": torch.tensor(3.0)}, (Row(0, 1.5, None),))
+    state = State(1, {"a": torch.ones(2)}, {"a/step": torch.tensor(3.0)}, (Row(0, 1.5, None),))
     write_state(path, state, "this")
     found = read_state(path, "this")
-    assert found is not None and found.step == 3 and found.curve == state.curve
+    assert found is not None and found.step == 1 and found.curve == state.curve
     assert torch.equal(found.memory["a/step"], torch.tensor(3.0))
-    with pytest.raises(InputError, match=r"state.safetensors: expected a state of this run"):
+    with pytest.raises(InputError, match=r"state.safetensors: expected a state of this stage and run"):
         read_state(path, "that")
+    write_state(path, state._replace(step=2), "this")
+    with pytest.raises(InputError, match=r"state.safetensors: damaged: expected the steps 0 to 2"):
+        read_state(path, "this")
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InputError, match=r"state.safetensors: damaged"):
         read_state(path, "this")
+
+
+def test_states_of_other_stages_and_models_are_refused(tmp_path: Path, corpus: Corpus) -> None:
+    with pytest.raises(Cut):
+        Run(tmp_path, MICRO, corpus).all(cut_at("upcycle", 5))  # type: ignore[arg-type]
+    dense, upcycle = (tmp_path / "states" / f"{stage}.safetensors" for stage in ("dense", "upcycle"))
+    kept = upcycle.read_bytes()
+    upcycle.write_bytes(dense.read_bytes())
+    with pytest.raises(InputError, match=r"upcycle.safetensors: expected a state of this stage and run, got another$"):
+        Run(tmp_path, MICRO, corpus).all(unwatched)
+    upcycle.write_bytes(kept)
+    with safe_open(upcycle, framework="pt") as file:
+        identity = json.loads(file.metadata()["state"])["run"]
+    state = read_state(upcycle, identity)
+    assert state is not None
+    write_state(upcycle, state._replace(weights={}), identity)
+    with pytest.raises(InputError, match=r"upcycle.safetensors: damaged: not all weights are there"):
+        Run(tmp_path, MICRO, corpus).all(unwatched)
 
 
 @pytest.mark.parametrize(
