@@ -61,6 +61,20 @@ MEASURES = {
 PUBLISHED_TOP1, PUBLISHED_COSINE = 0.8894, 0.598
 """SP-MoE, arXiv 2510.10302: its predictor over its pairs of models; attention outputs of Mistral 7B and Mixtral."""
 
+POLICIES = (
+    "on-demand.lru-per-layer",
+    "spmoe.per-layer.next-gate",
+    "spmoe.per-layer",
+    "spmoe.refined",
+    "clairvoyant",
+)
+"""Those that are compared: without a forecast, with one of the two, with both, and with the truth."""
+REPLAYED: Mapping[str, str | None] = MappingProxyType(
+    {"pico-32l": "mixtral-8x7b", "mixtral": None, "deepseek-v2-lite": None}
+)
+"""On these traces, timed as these models."""
+CACHES = (0.5, 0.75)
+
 MEASURED = "spmoe.refined"
 """The policy of the measured run: it asks for both forecasts."""
 
@@ -69,13 +83,16 @@ MEAN = "mean from layer 1"
 
 def results(pair: Path = PAIR, folder: Path = ROOT / "traces") -> dict[str, Any]:
     """All that the page quotes; null for a pair or a trace that is not there."""
-    found: dict[str, Any] = {"pair": None, "measured": None, "traces": {}}
+    found: dict[str, Any] = {"pair": None, "measured": None, "traces": {}, "policies": {}}
     if pair.is_file():
         found["pair"] = of_pair(json.loads(pair.read_text(encoding="utf-8")))
         found["measured"] = measured()
     for name, as_model in TRACES.items():
         path = folder / f"{name}.jsonl"
         found["traces"][name] = of_trace(path, **SETTING, as_model=as_model) if path.is_file() else None
+    for name, as_model in REPLAYED.items():
+        path = folder / f"{name}.jsonl"
+        found["policies"][name] = of_policies(path, as_model) if path.is_file() else None
     return found
 
 
@@ -128,6 +145,15 @@ def of_trace(path: Path, **options: Any) -> dict[str, Any]:
     }
 
 
+def of_policies(path: Path, as_model: str | None) -> dict[str, Any]:
+    """What the page quotes of replays of a trace: by cache share and policy, ms per token."""
+    tpot = {}
+    for share in CACHES:
+        replay = sim.replay(path, POLICIES, **{**SETTING, "cache": share}, as_model=as_model, jobs=None)
+        tpot[str(share)] = {one.recipe.name: float(f"{one.metrics.tpot_ms:.6g}") for one in replay.results}
+    return {"sha256": digest(path), "model": replay.setting.geometry.name, "tpot_ms": tpot}
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -150,7 +176,10 @@ def _blocks(found: Mapping[str, Any]) -> dict[str, str]:
         name: "\n".join(write(pair)) if pair else _absent("models/pico/figures.json")
         for name, write in {"accuracy": _accuracy, "published": _published, "reliability": _reliability}.items()
     }
-    blocks["lead-measured"] = "\n".join(_lead(found["measured"])) if pair else _absent("models/pico/figures.json")
+    blocks["lead-measured"] = (
+        "\n".join(_lead(run)) if (run := found["measured"]) else _absent("models/pico/figures.json")
+    )
+    blocks["policies"] = "\n".join(_policies(found["policies"]))
     for name, trace in found["traces"].items():
         blocks[f"lead-{name}"] = "\n".join(_lead(trace)) if trace else _absent(f"traces/{name}.jsonl")
     return blocks
@@ -270,6 +299,15 @@ def _lead(trace: Mapping[str, Any]) -> Iterator[str]:
         cells = [cell for row in found for cell in _cells(row)]
         rows.append((MEAN if number == 0 else str(number - 1), *cells))
     yield table(("layer", *headings, *(PREDICTORS[name] for name in others)), [*rows[1:], rows[0]])
+
+
+def _policies(traces: Mapping[str, Any]) -> Iterator[str]:
+    there = {name: trace for name, trace in traces.items() if trace}
+    headings = [f"`{name}`, {float(share):.0%}" for name, trace in there.items() for share in trace["tpot_ms"]]
+    columns = [tpot for trace in there.values() for tpot in trace["tpot_ms"].values()]
+    yield table(
+        ("ms per token", *headings), [(f"`{one}`", *(f"{tpot[one]:.2f}" for tpot in columns)) for one in POLICIES]
+    )
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

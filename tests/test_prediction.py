@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from benchmarks.prediction import (
     PAGE,
     PAIR,
+    REPLAYED,
     RESULTS,
     ROOT,
     SETTING,
@@ -40,16 +42,21 @@ def test_the_result_file_is_that_of_the_pair() -> None:
     assert FOUND["pair"] == figures
 
 
-@pytest.mark.parametrize("name", TRACES)
-def test_the_result_file_is_that_of_the_traces(name: str) -> None:
+@pytest.mark.parametrize(("part", "name"), [*product(["traces"], TRACES), *product(["policies"], REPLAYED)])
+def test_the_result_file_is_that_of_the_traces(part: str, name: str) -> None:
     path = ROOT / "traces" / f"{name}.jsonl"
-    found = FOUND["traces"][name]
+    found = FOUND[part][name]
     assert (found and found["sha256"]) == (digest(path) if path.is_file() else None)
 
 
 def test_what_is_not_there_gets_a_line(tmp_path: Path) -> None:
     found = results(tmp_path / "figures.json", tmp_path)
-    assert found == {"pair": None, "measured": None, "traces": {"pico-32l": None, "pico": None}}
+    assert found == {
+        "pair": None,
+        "measured": None,
+        "traces": {"pico-32l": None, "pico": None},
+        "policies": {"pico-32l": None, "mixtral": None, "deepseek-v2-lite": None},
+    }
     page = embedded(PAGE.read_text(encoding="utf-8"), found)
     assert page.count("there is no `models/pico/figures.json`") == 4
     assert "there is no `traces/pico.jsonl`" in page
@@ -77,7 +84,7 @@ def test_the_draft_speaks_loads_ahead_and_the_layer_before_less_than_one(short: 
 
 
 def test_the_table_of_a_trace(short: dict[str, Any]) -> None:
-    found = {"pair": None, "measured": None, "traces": dict.fromkeys(TRACES, short)}
+    found = {"pair": None, "measured": None, "traces": dict.fromkeys(TRACES, short), "policies": {}}
     page = embedded(PAGE.read_text(encoding="utf-8"), found)
     table = page[page.index("<!-- lead-pico:") : page.index("<!-- end of lead-pico -->")]
     rows = [line for line in table.splitlines() if line.startswith("|")]

@@ -49,7 +49,7 @@ class Recipe:
     muon_decay: float = 0.1
     """Bounds matrices: what is left alone shrinks by rate x decay per step, so no singular value passes 1 / decay."""
     adam_rate: float = 6e-3
-    control_gain: float = 0.5
+    control_gain: float = 0.2
     """What the control's rates are, of those of the dense model, which it goes on from."""
 
     expert_rate: float = 2e-3
