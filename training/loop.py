@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 Watch = Callable[[Row], None]
-"""Told of every step that is done; what it raises ends the run."""
+"""Told of every step that is done, and of the last one of a state that is gone on from; what it raises ends the run."""
 
 
 def train(job: Job, watch: Watch) -> tuple[Row, ...]:
@@ -53,6 +53,7 @@ def train(job: Job, watch: Watch) -> tuple[Row, ...]:
             raise InputError(f"{job.path}: damaged: not all weights are there, or they are of another model") from None
         job.learner.load_state(done.memory)
         curve += done.curve
+        watch(curve[-1])  # so that it knows where the run stands
         if done.step == steps:
             return done.curve
     job.model.train()

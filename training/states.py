@@ -62,8 +62,8 @@ def read_state(path: Path, run: str) -> State | None:
         if metadata["run"] != run:
             raise InputError(f"{path}: expected a state of this stage and run, got another")
         curve = tuple(Row(*row) for row in metadata["curve"])
-        if [row.step for row in curve] != list(range(metadata["step"])):
-            raise InputError(f"{path}: damaged: expected the steps 0 to {metadata['step']}, one by one")
+        if not curve or [row.step for row in curve] != list(range(metadata["step"])):
+            raise InputError(f"{path}: damaged: expected {metadata['step']} steps, at least one, one by one")
         return State(
             metadata["step"],
             {name.removeprefix(_WEIGHTS): each for name, each in tensors.items() if name.startswith(_WEIGHTS)},

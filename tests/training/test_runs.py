@@ -255,9 +255,10 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     assert torch.equal(found.memory["a/step"], torch.tensor(3.0))
     with pytest.raises(InputError, match=r"state.safetensors: expected a state of this stage and run"):
         read_state(path, "that")
-    write_state(path, state._replace(step=2), "this")
-    with pytest.raises(InputError, match=r"state.safetensors: damaged: expected the steps 0 to 2"):
-        read_state(path, "this")
+    for wrong in (state._replace(step=2), state._replace(step=0, curve=())):
+        write_state(path, wrong, "this")
+        with pytest.raises(InputError, match=rf"state.safetensors: damaged: expected {wrong.step} steps"):
+            read_state(path, "this")
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InputError, match=r"state.safetensors: damaged"):
         read_state(path, "this")
