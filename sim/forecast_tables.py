@@ -15,6 +15,7 @@ from sim.forecasts import ForecastStudy, Row
 from sim.report import NOTHING
 from spmoe.machine.units import format_ms
 from spmoe.trace.accuracy import TOKEN_BEFORE
+from spmoe.trace.reliability import BINS
 
 
 class Column(NamedTuple):
@@ -142,14 +143,14 @@ def _reliability_table(study: ForecastStudy) -> Table:
     for name in found:
         table.add_column(name, justify="right", no_wrap=True)
         table.add_column("cells", justify="right", no_wrap=True)
-    for bins in zip(*(each.bins for each in found.values()), strict=True):
+    for number, bins in enumerate(zip(*(each.bins for each in found.values()), strict=True)):
         cells = [
             text
             for each in bins
-            for text in (NOTHING if each.share is None else f"{each.share:.1%}"[:-1], f"{each.cells:,}")
+            for text in (f"{100 * each.used / each.cells:.1f}" if each.cells else NOTHING, f"{each.cells:,}")
         ]
-        table.add_row(f"{bins[0].low:.1f}-{bins[0].high:.1f}", *cells)
-    errors = [each.calibration_error for each in found.values()]
+        table.add_row(f"{number / BINS:.1f}-{(number + 1) / BINS:.1f}", *cells)
+    errors = [each.used_error for each in found.values()]
     texts = [NOTHING if error is None else f"{error:.3f}" for error in errors]
     table.add_row("calibration error", *(text for each in texts for text in (each, "")), style="italic")
     return table

@@ -24,7 +24,6 @@ from spmoe.results.lead import LeadFold, LeadTimes, read_lead
 from spmoe.setting import Setting, resolve_setting
 from spmoe.trace.accuracy import RATES, ForecastAccuracy, measure_accuracy, rated_layers
 from spmoe.trace.reader import TraceFile
-from spmoe.trace.reliability import Reliability
 from spmoe.trace.schema import ForecastOrigin, Trace
 from spmoe.trace.summary import summarise
 from spmoe.trace.windows import Request, requests
@@ -177,7 +176,7 @@ class ForecastStudy:
                 "load_ms": None if timing.load_ns is None else timing.load_ns / 1e6,
             },
             **found,
-            "reliability": _reliability_json(self.accuracy.reliability[name]),
+            "reliability": self.accuracy.reliability[name].to_json(),
         }
 
 
@@ -262,14 +261,6 @@ def _logged(trace: Trace, log: Path) -> Timing:
         )
     times = read_lead(log, future)
     return Timing(config, times, times.load_ns)
-
-
-def _reliability_json(found: Reliability) -> dict[str, Any]:
-    bins = [
-        {"low": each.low, "high": each.high, "cells": each.cells, "mean": each.mean, "used": each.share}
-        for each in found.bins
-    ]
-    return {"expected_calibration_error": found.calibration_error, "cells": found.cells, "bins": bins}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -9,11 +9,12 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from engine.families import MoeLayer, find_moe_layers
+from spmoe.trace.reliability import Reliability
 from training.accuracy import Accuracy, Score
 from training.likelihood import nats, predicted
 from training.observation import LayerStates, observe
 from training.predictors import Order, Tables, orders
-from training.reliability import Reliability
+from training.reliability import ReliabilityTally
 from training.routers import entropy
 
 
@@ -74,7 +75,7 @@ class _Tally:
         self._sums = torch.zeros(4, dtype=torch.float64)
         self._tokens = 0
         self._scores: dict[str, Score] = {}
-        self._reliability = Reliability()
+        self._reliability = ReliabilityTally()
 
     def count(self, states: LayerStates, named: Mapping[str, Order]) -> None:
         used, layer = states.routing.experts, self._layer
@@ -105,5 +106,5 @@ class _Tally:
             attention_cosine=attention,
             router_cosine=router,
             predictors=predictors,
-            reliability=self._reliability,
+            reliability=self._reliability.result(),
         )

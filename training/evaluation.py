@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from engine.families import find_moe_layers
 from engine.loader import load_tokenizer
 from engine.pair import check_folders, load_draft
 from spmoe.errors import InputError
+from spmoe.trace.reliability import Reliability
 from training.acceptance import acceptance
 from training.accuracy import mean
 from training.comparison import LayerComparison, compare
@@ -22,7 +24,6 @@ from training.likelihood import loss, predicted, spread
 from training.origin import check_corpus, read_recipe
 from training.predictors import learn_tables
 from training.recipe import Recipe
-from training.reliability import Reliability
 from training.specialisation import expert_cosine, randomly_routed_loss
 from training.stages import CONTROL, DRAFT, TARGET
 from training.tokenizer import encode
@@ -126,7 +127,7 @@ def _reliability(layers: Sequence[Reliability]) -> list[dict[str, Any]]:
         {
             "first_layer": group[0],
             "last_layer": group[-1],
-            **sum((layers[number] for number in group), Reliability()).to_json(),
+            **reduce(Reliability.plus, [layers[number] for number in group]).to_json(),
         }
         for group in groups(len(layers))
     ]

@@ -203,7 +203,7 @@ def _rate(fold: ReliabilityFold, line: TokenLine | RejectedLine, name: str) -> N
     for layer in rated_layers(len(forecasts)) if forecasts else ():
         if forecasts[layer] and line.routed[layer]:
             expert, probability = forecasts[layer][0]
-            fold.add(probability, expert in line.routed[layer])
+            fold.add(probability, expert == line.routed[layer][0], expert in line.routed[layer])
 
 
 @dataclass(slots=True)

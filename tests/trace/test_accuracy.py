@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from spmoe.trace.accuracy import Accuracy, ForecastAccuracy, measure_accuracy, rated_layers
-from spmoe.trace.reliability import BINS, ReliabilityFold
+from spmoe.trace.reliability import ReliabilityFold
 from spmoe.trace.schema import ONE, Cell, Forecast, Forecasts, Header, RejectedLine, TokenLine, TraceInMemory
 from tests.trace.conftest import make_header
 
@@ -110,16 +110,25 @@ def test_reliability_leaves_layer_0_out(found: ForecastAccuracy) -> None:
     bins = {at: (each.cells, each.used) for at, each in enumerate(found.reliability["draft"].bins) if each.cells}
     assert bins == {2: (1, 0), 5: (2, 2), 9: (1, 1)}
     # |2 - 2 x 0.5| and |0 - 0.25| and |1 - 1|, over four.
-    assert found.reliability["draft"].calibration_error == 1.25 / 4
+    assert found.reliability["draft"].used_error == 1.25 / 4
     assert list(rated_layers(3)) == [1, 2] and list(rated_layers(1)) == [0]
 
 
 def test_bins() -> None:
     fold = ReliabilityFold()
-    assert fold.result().calibration_error is None and fold.result().bins[0].mean is None
-    for probability, used in ((0, False), (6553, True), (6554, True), (ONE // 2, False), (ONE, True)):
-        fold.add(probability, used)
+    assert fold.result().used_error is fold.result().first_error is None and fold.result().to_json()["bins"] == []
+    told = ((0, False, False), (6553, False, True), (6554, True, True), (ONE // 2, False, False), (ONE, True, True))
+    for each in told:
+        fold.add(*each)
     found = fold.result()
     assert [each.cells for each in found.bins] == [2, 1, 0, 0, 0, 1, 0, 0, 0, 1]
-    assert (found.bins[0].share, found.bins[5].share, found.bins[5].mean) == (0.5, 0.0, 0.5)
-    assert [each.low for each in found.bins] == [each / BINS for each in range(BINS)]
+    document = found.to_json()
+    assert [each["low"] for each in document["bins"]] == [0, 0.1, 0.5, 0.9]
+    assert [each["high"] for each in document["bins"]] == [0.1, 0.2, 0.6, 1]
+    assert [each["used"] for each in document["bins"]] == [0.5, 1, 0, 1]
+    assert [each["first"] for each in document["bins"]] == [0, 1, 0, 1]
+    assert document["bins"][2]["mean"] == 0.5
+    low = abs(1 - 6553 / ONE) + abs(1 - 6554 / ONE)
+    assert document["used_error"] == pytest.approx((low + 0.5) / 5)
+    assert found.plus(found).used_error == pytest.approx(document["used_error"])
+    assert found.plus(found).cells == 10

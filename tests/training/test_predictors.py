@@ -14,7 +14,7 @@ from training.models import fresh_dense
 from training.observation import experts_used, observe
 from training.predictors import Tables, learn_tables, orders
 from training.recipe import MICRO
-from training.reliability import Reliability
+from training.reliability import ReliabilityTally
 from training.upcycling import upcycle
 
 EXPERTS, K = MICRO.experts, MICRO.top_k
@@ -49,11 +49,11 @@ def test_accuracy_by_hand() -> None:
 
 
 def test_reliability_by_hand() -> None:
-    found = Reliability()
+    found = ReliabilityTally()
     found.count(torch.tensor([0.25, 0.5]), torch.tensor([0, 1]), torch.tensor([[0, 1], [0, 1]]))
-    other = Reliability()
+    other = ReliabilityTally()
     other.count(torch.tensor([0.5, 1.0]), torch.tensor([1, 2]), torch.tensor([[2, 3], [2, 3]]))
-    assert (found + other).to_json() == {
+    assert found.result().plus(other.result()).to_json() == {
         # |0.25 - 1| + |2 x 0.5 - 0| + |1 - 1|, and |0.25 - 1| + |2 x 0.5 - 1| + |1 - 1|, of four forecasts.
         "first_error": pytest.approx(1.75 / 4),
         "used_error": pytest.approx(0.75 / 4),
