@@ -18,13 +18,12 @@ PAIR = ROOT / "models" / "pico"
 FIGURES = json.loads((PAIR / "figures.json").read_text(encoding="utf-8"))
 
 
-def test_the_card_is_made_of_the_figures() -> None:
-    run = json.loads((PAIR / "run.json").read_text(encoding="utf-8"))
-    assert (PAIR / "README.md").read_text(encoding="utf-8") == card(PICO, run, FIGURES)
-
-
-def test_it_was_made_by_the_recipe_of_its_name() -> None:
-    assert read_recipe(PAIR) == PICO
+@pytest.mark.parametrize("recipe", [PICO, PICO_32L], ids=lambda recipe: recipe.name)
+def test_a_card_is_made_of_the_figures(recipe: Recipe) -> None:
+    folder = PAIR.with_name(recipe.name)
+    assert read_recipe(folder) == recipe
+    run, figures = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("run", "figures"))
+    assert (folder / "README.md").read_text(encoding="utf-8") == card(recipe, run, figures)
 
 
 def test_the_figures_are_of_these_weights() -> None:
