@@ -13,7 +13,7 @@ import torch
 
 from engine.families import find_moe_layers
 from engine.loader import load_tokenizer
-from engine.pair import check_folders, load_draft
+from engine.pair import check_folders, load_whole
 from spmoe.errors import InputError
 from spmoe.trace.reliability import Reliability
 from training.acceptance import acceptance
@@ -144,7 +144,7 @@ def _active(target: Any) -> int:
 
 def _load(folder: Path, recipe: Recipe, sparse: bool) -> Any:
     """The model in `folder`; InputError for one that `recipe` does not make."""
-    model = load_draft(folder, torch.float32, torch.device("cpu"))
+    model = load_whole(folder, torch.float32, torch.device("cpu"), None)
     made = {"hidden_size": recipe.hidden, "vocab_size": recipe.vocabulary, "max_position_embeddings": recipe.context}
     for name, expected in made.items():
         if (got := getattr(model.config, name, None)) != expected:
