@@ -52,17 +52,18 @@ class Clock(Protocol):
     def between(self) -> Iterable[Happening]:
         """The time between two programs."""
 
-    def drafted(self, first: int, end: int) -> Iterable[Happening]:
-        """The draft has gone through its share for the layers `first` to `end` (exclusive)."""
+    def drafted(self, first: int, end: int, read: int, forecasts: int) -> Iterable[Happening]:
+        """The draft, which reads `read` tokens for the one that it proposes, has gone through its share for the layers
+        `first` to `end` (exclusive), and has given forecasts for so many."""
 
-    def attended(self, tokens: int, context: int) -> Iterable[Happening]:
+    def attended(self, layer: int, tokens: int, context: int) -> Iterable[Happening]:
         """A layer's attention and router."""
 
     def computed(self, tokens: Sequence[int]) -> Iterable[Happening]:
         """Experts in slots, with as many tokens each."""
 
-    def accepted(self) -> Iterable[Happening]:
-        """The tokens that a pass puts out are chosen."""
+    def accepted(self, tokens: int) -> Iterable[Happening]:
+        """What a pass puts out is chosen, of which `tokens` were verified (1 behind a prompt)."""
 
     def wait(self) -> Iterable[Happening]:
         """Wait for something to happen; at least one thing does."""
@@ -95,16 +96,16 @@ class RealClock:
     def between(self) -> Iterable[Happening]:
         return self.meanwhile()
 
-    def drafted(self, first: int, end: int) -> Iterable[Happening]:
+    def drafted(self, first: int, end: int, read: int, forecasts: int) -> Iterable[Happening]:
         return self.meanwhile()
 
-    def attended(self, tokens: int, context: int) -> Iterable[Happening]:
+    def attended(self, layer: int, tokens: int, context: int) -> Iterable[Happening]:
         return self.meanwhile()
 
     def computed(self, tokens: Sequence[int]) -> Iterable[Happening]:
         return self.meanwhile()
 
-    def accepted(self) -> Iterable[Happening]:
+    def accepted(self, tokens: int) -> Iterable[Happening]:
         return self.meanwhile()
 
     def wait(self) -> Iterable[Happening]:
@@ -188,13 +189,16 @@ class VirtualClock:
         self._due: list[tuple[int, int, int, BatchArrived | HostComputed]] = []
         """A heap of (time, rank among equals, number, event): arrivals before the CPU's results."""
         self._number = 0
+        self._landing_ns = cost.landing_ns()
+        self._debt = 0
+        """What the arrival that ended a wait adds to the effect that follows."""
         self.now = 0
         self.idle_ns = 0
 
     def submit(self, submit: Submit) -> None:
         self._link.submit(submit)
         started, ended = self._link_times.submit(submit, self.now)
-        self._expect(0, BatchArrived(ended, submit.batch, started, ended))
+        self._expect(0, BatchArrived(ended + self._cost.notice_ns(), submit.batch, started, ended))
 
     def hand_over(self, layer: int, experts: Sequence[int], tokens: Sequence[int]) -> None:
         times = self._cpu_times.compute(tokens, self.now)
@@ -207,17 +211,18 @@ class VirtualClock:
     def between(self) -> Iterable[Happening]:
         return ()
 
-    def drafted(self, first: int, end: int) -> Iterable[Happening]:
-        return self._pass(self._cost.draft_layers_ns(first, end))
+    def drafted(self, first: int, end: int, read: int, forecasts: int) -> Iterable[Happening]:
+        return self._pass(self._cost.draft_layers_ns(first, end, read) + self._cost.forecast_ns(forecasts))
 
-    def attended(self, tokens: int, context: int) -> Iterable[Happening]:
-        return self._pass(self._cost.layer_ns(tokens, context))
+    def attended(self, layer: int, tokens: int, context: int) -> Iterable[Happening]:
+        entry = 0 if layer else self._cost.entry_ns()
+        return self._pass(self._cost.layer_ns(tokens, context) + entry)
 
     def computed(self, tokens: Sequence[int]) -> Iterable[Happening]:
         return self._pass(sum(self._cost.expert_times(tokens)))
 
-    def accepted(self) -> Iterable[Happening]:
-        return self._pass(0)
+    def accepted(self, tokens: int) -> Iterable[Happening]:
+        return self._pass(self._cost.round_ns(tokens))
 
     def wait(self) -> Iterable[Happening]:
         if not self._due:
@@ -225,6 +230,7 @@ class VirtualClock:
         began = self.now
         happening = self._next()
         self.idle_ns += self.now - began
+        self._debt = self._landing_ns
         yield happening
 
     def _expect(self, rank: int, event: BatchArrived | HostComputed) -> None:
@@ -232,8 +238,10 @@ class VirtualClock:
         self._number += 1
 
     def _pass(self, duration: int) -> Iterator[Happening]:
-        end = self.now + duration
+        end = self.now + duration + self._debt
+        self._debt = 0
         while self._due and self._due[0][0] <= end:
+            end += self._landing_ns
             yield self._next()
         self.now = end
 

@@ -76,7 +76,8 @@ class MemoryCopier:
     """Copies between host memory by the worker itself (`copy_` runs outside the interpreter's lock).
 
     With a bandwidth it is slowed down to that of a link, in the simulator's terms: the latency of a submission runs
-    while earlier batches move, and then the batch takes its bytes' time at least.
+    while earlier batches move, and then the batch takes its bytes' time at least.  A thread wakes up late; so that this
+    slows no later batch, the link's time goes on from when it should have.
     """
 
     def __init__(
@@ -88,22 +89,29 @@ class MemoryCopier:
         self._closing = closing
         self._bandwidth = bandwidth
         self._latency_ns = latency_ns
+        self._free_at = 0
 
     def session(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def begin(self, flight: Flight) -> None:
-        self._sleep_until(flight.submitted + self._latency_ns)
-        flight.started = time.perf_counter_ns()
+        if self._bandwidth is None:
+            self._sleep_until(flight.submitted + self._latency_ns)
+            flight.started = time.perf_counter_ns()
+        else:
+            flight.started = max(flight.submitted + self._latency_ns, self._free_at)
+            self._sleep_until(flight.started)
 
     def copy(self, run: Run) -> None:
         self._slots.rows(run.slot, run.length).copy_(self._store.rows(run.key, run.length))
 
     def end(self, flight: Flight) -> None:
+        flight.ended = time.perf_counter_ns()
         if self._bandwidth is not None:
             size = len(flight.submit.loads) * self._store.layout.size
-            self._sleep_until(flight.started + ceil_ns(size, self._bandwidth))
-        flight.ended = time.perf_counter_ns()
+            flight.ended = max(flight.ended, flight.started + ceil_ns(size, self._bandwidth))
+            self._free_at = flight.ended
+            self._sleep_until(flight.ended)
 
     def landed(self, flight: Flight) -> bool:
         return True

@@ -15,12 +15,14 @@ from transformers import DynamicCache
 
 from engine.driver import Driver
 from engine.families import MoeLayer, attention_norm
+from engine.forward import Forward
 from engine.readout import forecasts, read
 from engine.record import Recorder
 from engine.sampling import Proposal, Sampler
+from engine.script import Script
 from spmoe.errors import InputError
 from spmoe.state.events import Forecast
-from spmoe.step import DraftLayers
+from spmoe.step import DraftLayers, DraftToken
 from spmoe.trace.schema import ONE
 
 REVIEW = 256
@@ -38,14 +40,17 @@ class Draft:
         layer_map: tuple[int, ...] | None,
         predicted: int,
         recorder: Recorder | None,
+        script: Script | None = None,
     ) -> None:
         """`layer_map`: for each of the target's MoE layers the draft layer whose states stand for its own; None where
-        the draft's states say nothing.  `predicted`: for how many leading layers the policy wants forecasts."""
-        self._model = model
+        the draft's states say nothing.  `predicted`: for how many leading layers the policy wants forecasts.  With a
+        `script`, its forecasts and probabilities take the place of the draft's."""
+        self._run = Forward(model)
         self._device = next(model.parameters()).device
         self._driver = driver
         self._layers = layers
         self._recorder = recorder
+        self._script = script
         self._cache = DynamicCache()
         self._seen = 0
         """Tokens of the request that are in the cache."""
@@ -55,10 +60,11 @@ class Draft:
         self._rows = 1
         """Of how many of the pass's last tokens forecasts are made."""
         self._vocabulary: int = model.get_input_embeddings().num_embeddings
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         for number, norm in enumerate(draft_norms(model)):
             wanted = () if layer_map is None else layers[: self._wanted]
             fitting = [layer for layer in wanted if layer_map is not None and layer_map[layer.index] == number]
-            norm.register_forward_pre_hook(partial(self._passed, fitting))
+            self._hooks.append(norm.register_forward_pre_hook(partial(self._passed, fitting)))
 
     def begin(self) -> None:
         """A new request: nothing is in the context."""
@@ -69,12 +75,14 @@ class Draft:
         """Proposes what follows `tokens`, all of the request so far; answers the driver's effects as it goes."""
         self._found.clear()
         self._rows = 1
+        asked = self._driver.asked
+        assert isinstance(asked, DraftLayers | DraftToken)
         logits = self._forward(tokens[self._seen :])
         proposal = sampler.propose(logits[-1])
         share = min(ONE, int(proposal.probability * ONE + 0.5))
         if self._recorder is not None:
             self._recorder.drafted(share, self._forecasts(0, len(self._layers))[0] if self._wanted else None)
-        self._driver.answer(share)
+        self._driver.answer(share if self._script is None else self._script.probability(asked.token))
         return proposal
 
     def forget(self, length: int) -> None:
@@ -101,14 +109,15 @@ class Draft:
 
     def release(self) -> None:
         """Lets go of everything, since the model's layers know this object: it cannot be used any more."""
+        for hook in self._hooks:
+            hook.remove()
         self.__dict__.clear()
 
     def _forward(self, tokens: Sequence[int], keep: int = 1) -> torch.Tensor:
         # A token that only the target has (vocabularies are padded) is read as another: the guess is worse, no more.
         inputs = torch.tensor([tokens], device=self._device).clamp_(max=self._vocabulary - 1)
-        output = self._model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+        logits = self._run(inputs, self._cache, keep)
         self._seen += len(tokens)
-        logits: torch.Tensor = output.logits[0]
         return logits
 
     def _passed(self, fitting: Sequence[MoeLayer], _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -121,7 +130,7 @@ class Draft:
                 self._found[layer.index] = layer.forecast(residual)
         if driver.asked is not None:
             while type(asked := driver.asked) is DraftLayers and self._has(asked):
-                driver.answer(self._forecasts(asked.first, asked.end)[0])
+                driver.answer(self._spoken(asked))
             driver.look()
 
     def _forecasts(self, first: int, end: int) -> list[tuple[Forecast, ...]]:
@@ -130,6 +139,11 @@ class Draft:
         # Rows first, then layers: [rows, layers, k].
         values = read([torch.stack([each[part] for each in found], 1) for part in (0, 1)])
         return forecasts(*values)
+
+    def _spoken(self, asked: DraftLayers) -> tuple[Forecast, ...]:
+        """The forecasts that were asked for, or what the script has in their place."""
+        found = self._forecasts(asked.first, asked.end)[0]
+        return found if self._script is None else self._script.forecasts(asked.token, asked.first, asked.end)
 
     def _has(self, asked: DraftLayers) -> bool:
         """Whether all that was asked for is there: the last layer as a rule comes last."""

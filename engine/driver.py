@@ -34,6 +34,7 @@ from spmoe.step import (
     prefill,
     step,
 )
+from spmoe.unread import Unread
 
 Observer = Callable[[Event, tuple[Command, ...]], None]
 """Sees every event with the scheduler's answer: metrics, logs and timelines are such."""
@@ -74,6 +75,9 @@ class Driver:
         """Tokens of the pass, and the position of the first."""
         self._reading = False
         """Whether the pass reads a prompt."""
+        self._unread = Unread()
+        self._read: int | None = None
+        """What the draft reads for the token under way."""
         self._kernels: Kernels
         self._counts: Mapping[int, int] = {}
         """Tokens of each expert of the layer that was reached."""
@@ -90,6 +94,7 @@ class Driver:
 
     def begin(self, request: int, popular: tuple[int, ...] = ()) -> None:
         """A request starts; `popular` as in `RequestBegun`."""
+        self._unread.request_begun()
         self._deliver(self._clock.between())
         self._dispatch(RequestBegun(self._clock.now, request, popular))
 
@@ -102,6 +107,7 @@ class Driver:
     def step(self, position: int, limit: int) -> None:
         """A round begins whose first input is the token at `position`; at most `limit` tokens may be drafted."""
         self._tokens, self._position, self._reading = 1, position, False
+        self._unread.round_begun(position)
         self._deliver(self._clock.between())
         self._start(step(self._dispatch, self._clock.now, limit, self._layers))
 
@@ -124,16 +130,25 @@ class Driver:
         effect, clock = self.asked, self._clock
         began = clock.now
         if type(effect) is Attention:
-            over = clock.attended(self._tokens, self._position + self._tokens)
+            over = clock.attended(effect.layer, self._tokens, self._position + self._tokens)
         elif type(effect) is DraftLayers:
-            over = clock.drafted(effect.first, effect.end)
+            over = clock.drafted(effect.first, effect.end, self._reads(), effect.end - effect.first)
         elif type(effect) is DraftToken:
-            over = clock.drafted(effect.first_layer, self._layers)
+            over = clock.drafted(effect.first_layer, self._layers, self._reads(), 0)
             self._tokens += 1
+            self._read = None
         else:
-            over = clock.accepted()
+            over = clock.accepted(1 if self._reading else self._tokens)
+            if not self._reading:
+                self._unread.round_ended(self._position + 1 + value)
         self._deliver(over)
         self._advance((began, clock.now, value))
+
+    def _reads(self) -> int:
+        """How many tokens the draft reads for the token under way."""
+        if self._read is None:
+            self._read = self._unread.draft()
+        return self._read
 
     def finish(self) -> None:
         """No request follows for now: waits for what is on the link yet, so that the log tells of its arrival."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -11,27 +10,21 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from engine.clock import Clock, RealClock, VirtualClock
 from engine.decode import Decoder
-from engine.drafting import Draft
-from engine.driver import Driver, Observer
-from engine.families import find_moe_layers
-from engine.host import HostWorker
-from engine.link import Link
+from engine.driver import Observer
 from engine.loader import load_experts, load_rest
 from engine.options import Options
 from engine.pair import check_folders, load_draft
 from engine.plan import Plan, make_plan
 from engine.record import Lines, Recorder
+from engine.rig import Rig, Weights
 from engine.sampling import Sampler
 from engine.slots import SlotBuffer
 from engine.store import HostStore
-from engine.target import Target
 from engine.text import TextPieces
 from spmoe.errors import InputError
 from spmoe.results.metrics import Metrics, MetricsFold
 from spmoe.results.transfers import TransferFold, Transfers
-from spmoe.scheduler import Scheduler
 
 
 class Piece(NamedTuple):
@@ -196,36 +189,35 @@ class Engine:
         """The tokens that end a sequence."""
 
     def _connect(self, stack: ExitStack, observers: tuple[Observer, ...]) -> None:
-        """Scheduler, link, CPU and clock, and the models with them."""
+        """The rig, with the models on it."""
         plan = self.plan
-        config, recipe, setting = plan.config, plan.recipe, plan.setting
-        scheduler = Scheduler(config, plan.foreknowledge.future)
-        start = time.perf_counter_ns()
-        gbps = plan.options.link_gbps
-        latency = 0 if gbps is None else setting.hardware.link.latency_ns
-        link = stack.enter_context(
-            Link(self._store, self._slots, config.depth, gbps, latency_ns=latency, start_ns=start)
-        )
-        host = stack.enter_context(HostWorker(start))
-        clock: Clock = (
-            RealClock(link, host, start, plan.device)
-            if plan.options.virtual_time is None
-            else VirtualClock(link, host, setting.cost)
-        )
-        self._metrics = MetricsFold(config.experts)
+        setting, options = plan.setting, plan.options
+        self._metrics = MetricsFold(plan.config.experts)
         self._transfers = TransferFold(setting.budget.expert)
-        driver = self._driver = Driver(scheduler, clock, (self._metrics.observe, self._transfers.observe, *observers))
-        layers = find_moe_layers(self._model)
-        target = Target(self._model, layers, self._store, self._slots, host, driver, recipe.told, self.recorder)
-        stack.callback(target.release)
-        draft = None
-        if self._draft_model is not None:
-            predicted = scheduler.forecast.predicted_layers
-            draft = Draft(self._draft_model, driver, layers, plan.layer_map, predicted, self.recorder)
-            stack.callback(draft.release)
+        rig = stack.enter_context(
+            Rig(
+                Weights(self._model, self._draft_model, self._store),
+                self._slots,
+                plan.config,
+                plan.foreknowledge.future,
+                layer_map=plan.layer_map,
+                gbps=options.link_gbps,
+                latency_ns=0 if options.link_gbps is None else setting.hardware.link.latency_ns,
+                imitated=None if options.virtual_time is None else setting.cost,
+                observers=(self._metrics.observe, self._transfers.observe, *observers),
+                recorder=self.recorder,
+            )
+        )
+        self._driver = rig.driver
         known = plan.foreknowledge
         self._decoder = Decoder(
-            driver, target, draft, recipe.speculation.gamma(setting.gamma), known.popular, known.touched, self.recorder
+            rig.driver,
+            rig.target,
+            rig.draft,
+            plan.recipe.speculation.gamma(setting.gamma),
+            known.popular,
+            known.touched,
+            self.recorder,
         )
 
     def _stream(self, prompt: list[int], budget: int, ends: frozenset[int], sampler: Sampler) -> Iterator[Piece]:

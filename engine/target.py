@@ -12,9 +12,11 @@ from transformers import DynamicCache
 from engine.driver import Driver
 from engine.experts import ExpertRows, expert_output, install, uninstall
 from engine.families import MoeLayer
+from engine.forward import Forward
 from engine.host import HostWorker
 from engine.readout import forecasts, fractions, read
 from engine.record import Recorder
+from engine.script import Script, Spoken
 from engine.slots import SlotBuffer
 from engine.store import HostStore
 from spmoe.policy.recipe import Told
@@ -36,25 +38,31 @@ class Target:
         driver: Driver,
         told: Told,
         recorder: Recorder | None,
+        script: Script | None = None,
     ) -> None:
-        self._model = model
+        """With a `script`, its routing takes the place of what the routers say."""
+        self._run = Forward(model)
         self._layers = layers
         self._slots = slots
         self._driver = driver
         self._told = told
         self._recorder = recorder
+        self._script = script
         self._wants_next_gate = told.next_gate or recorder is not None
         self._wants_weights = told.gates or told.gate is not None or recorder is not None
         self._reading = False
         """Whether the pass under way reads a prompt."""
+        self._skimming = False
+        """Whether the pass under way leaves out the experts."""
         self._residual: torch.Tensor
         self._cache = DynamicCache()
         self._kernels = [_LayerKernels(layer, store, slots, host) for layer in layers]
         install(model, layers, self._reached)
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         if self._wants_next_gate:
             for layer in layers[:-1]:
                 if layer.norm is not None:
-                    layer.norm.register_forward_pre_hook(self._keep_residual)
+                    self._hooks.append(layer.norm.register_forward_pre_hook(self._keep_residual))
 
     def begin(self) -> None:
         """A new request: nothing is in the context."""
@@ -70,6 +78,13 @@ class Target:
         self._reading = False
         return self._forward(tokens, len(tokens))
 
+    def skim(self, tokens: Sequence[int]) -> None:
+        """Puts `tokens` into the context without experts, unknown to the driver: for a script, whose requests may begin
+        behind a prompt that nobody recorded."""
+        self._skimming = True
+        self._forward(tokens, 1)
+        self._skimming = False
+
     def forget(self, tokens: int) -> None:
         """Takes the last `tokens` tokens out of the context."""
         if tokens:
@@ -78,13 +93,13 @@ class Target:
     def release(self) -> None:
         """Lets go of everything, since the model's layers know this object: it cannot be used any more."""
         uninstall(self._layers)
+        for hook in self._hooks:
+            hook.remove()
         self.__dict__.clear()
 
     def _forward(self, tokens: Sequence[int], keep: int) -> torch.Tensor:
         inputs = torch.tensor([tokens], device=self._slots.device)
-        output = self._model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        return self._run(inputs, self._cache, keep)
 
     def _keep_residual(self, _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         self._residual = arguments[0]
@@ -93,19 +108,12 @@ class Target:
         self, layer: MoeLayer, states: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         """A forward pass got to a layer's experts: what they add up to [T, hidden]."""
-        wanted = [experts]
-        if self._wants_weights:
-            wanted.append(weights / weights.sum(-1, keepdim=True))
-        forecast = self._next_gate(layer)
-        chosen, *values = read([*wanted, *forecast])
-        shares = fractions(values[0]) if self._wants_weights else []
-        next_gate = forecasts(*(each[None] for each in values[-2:]))[0] if forecast else None
-        cells: list[list[int]] = chosen.tolist()
+        if self._skimming:
+            return torch.zeros_like(states)
+        spoken = self._listen(layer, experts, weights)
+        experts, weights, cells, shares, next_gate, gates = spoken
         if self._recorder is not None:
             self._recorder.routed(layer.index, cells, shares, next_gate)
-        gates: tuple[Forecast, ...] = ()
-        if self._told.gates and not self._reading:
-            gates = tuple(tuple(zip(*each, strict=True)) for each in zip(cells, shares, strict=True))
         if self._told.gate is not None and len(cells) == 1 and not self._reading:
             keep = self._told.gate.keeps(layer.index, len(self._layers), tuple(shares[0]))
             experts, weights, cells = experts[:, :keep], weights[:, :keep], [cells[0][:keep]]
@@ -122,6 +130,22 @@ class Target:
         told = next_gate if self._told.next_gate else None
         self._driver.reach(Routed(tuple(counts), tuple(counts.values()), told, gates), kernels)
         return kernels.combined()
+
+    def _listen(self, layer: MoeLayer, experts: torch.Tensor, weights: torch.Tensor) -> Spoken:
+        """What a layer's router said, read with one synchronisation, or what the script has in its place."""
+        wanted = [experts]
+        if self._wants_weights:
+            wanted.append(weights / weights.sum(-1, keepdim=True))
+        forecast = self._next_gate(layer)
+        chosen, *values = read([*wanted, *forecast])
+        shares = fractions(values[0]) if self._wants_weights else []
+        next_gate = forecasts(*(each[None] for each in values[-2:]))[0] if forecast else None
+        cells: list[list[int]] = chosen.tolist()
+        gates: tuple[Forecast, ...] = ()
+        if self._told.gates and not self._reading:
+            gates = tuple(tuple(zip(*each, strict=True)) for each in zip(cells, shares, strict=True))
+        spoken = Spoken(experts, weights, cells, shares, next_gate, gates)
+        return spoken if self._script is None else self._script.routed(layer.index, spoken)
 
     def _next_gate(self, layer: MoeLayer) -> tuple[torch.Tensor, ...]:
         """Experts and probabilities [T, k] that the next layer's router gives this layer's residual stream."""

@@ -17,6 +17,7 @@ from spmoe.state.commands import Command, Reply, Submit
 from spmoe.state.events import BatchArrived, Event, HostComputed, LayerReached, RequestBegun
 from spmoe.step import Compute, ComputeLanded, Effect, HostCompute, Outcome, prefill, step
 from spmoe.trace.windows import Request
+from spmoe.unread import Unread
 
 Observer = Callable[[Event, tuple[Command, ...]], None]
 """Sees every event with the scheduler's answer: metrics, logs and timelines are such."""
@@ -60,6 +61,9 @@ class Driver:
         # Asked with every effect, hence at hand.
         self._overlap = self._runtime.overlap
         self._prefetch_blocks = self._runtime.prefetch_blocks
+        self._landing_ns = cost.landing_ns()
+        self._debt = 0
+        """What arrivals have cost the thread that drives the run, and the effect under way was not charged with yet."""
         self._layer = 0
         """The layer reached last."""
         self._pass: Pass
@@ -97,7 +101,9 @@ class Driver:
         """The whole run as one program: prefill and steps of one request after the other."""
         config = self._scheduler.config
         gamma = self._scheduler.recipe.speculation.gamma(config.gamma)
+        unread = Unread()
         for request in requests:
+            unread.request_begun()
             popular = self._popularity(request.number) if self._popularity else ()
             self._dispatch(RequestBegun(self.now, request.number, popular))
             if request.prefill is not None:
@@ -105,7 +111,7 @@ class Driver:
                 touched = request.prefill.touched if self._feeds_prefill else ()
                 yield from prefill(self._dispatch, self.now, request.prefill.prompt_tokens, config.layers, touched)
             while lines := request.lines(gamma + 1):
-                this = self._pass = StepPass(self._cost, lines, gamma, request.position, self._told)
+                this = self._pass = StepPass(self._cost, lines, gamma, request.position, unread, self._told)
                 yield from step(self._dispatch, self.now, this.limit, config.layers)
                 request.advance(this.tokens)
                 if self._progress:
@@ -137,18 +143,29 @@ class Driver:
             began = earliest
         if not self._overlap and duration:
             began = self._link.reserve(began, duration)
-        end = began + duration
+        end = began + duration + self._debt
+        self._debt = 0
         if env.peek() > end:
             # Nothing else can happen before the effect is over: no need to trouble the event queue.
             self.now = end
             return began, end, value
-        done = env.timeout(end - int(env.now), (began, end, value))
-        done.callbacks.append(self._effect_over)
+        self._until(end, began, value)
         return None
+
+    def _until(self, end: int, began: int, value: Any) -> None:
+        """The effect under way is over at `end`, unless something lands before."""
+        done = self._env.timeout(end - int(self._env.now), (began, value))
+        done.callbacks.append(self._effect_over)
 
     def _effect_over(self, done: simpy.Event) -> None:
         self.now = int(self._env.now)
-        self._carry_out(done.value)
+        underway: tuple[int, Any] = done.value  # type: ignore[assignment]
+        began, value = underway
+        if self._debt:
+            end, self._debt = self.now + self._debt, 0
+            self._until(end, began, value)
+            return
+        self._carry_out((began, self.now, value))
 
     def _compute_on_host(self, experts: tuple[int, ...]) -> Outcome:
         """Hand experts to the CPU; where it does not work beside the GPU, it begins later."""
@@ -178,11 +195,11 @@ class Driver:
         return None
 
     def _batch_arrived(self, arrival: Arrival) -> None:
-        self._dispatch(BatchArrived(arrival.ended, arrival.batch.batch, arrival.started, arrival.ended))
+        self._dispatch(BatchArrived(arrival.known, arrival.batch.batch, arrival.started, arrival.ended))
         for key, _, _ in arrival.batch.loads:
             if key not in self._on_host:
                 self._landed.append(key)
-        self._go_on(arrival.ended)
+        self._go_on(arrival.known)
 
     def _host_computed(self, result: Result) -> None:
         self._dispatch(HostComputed(result.ended, result.layer, result.expert, result.started, result.ended))
@@ -191,8 +208,11 @@ class Driver:
 
     def _go_on(self, now: int) -> None:
         """Something landed: whoever waits for it goes on."""
-        if self._awaited is not None:
+        if self._awaited is None:
+            self._debt += self._landing_ns
+        else:
             self.now = now
+            self._debt = self._landing_ns  # What landed before cost time in which nothing could be computed anyway.
             outcome = self._compute_landed(self._awaited)
             if outcome is not None:
                 self._carry_out(outcome)

@@ -18,16 +18,17 @@ ARRIVALS: Final = EventPriority(URGENT - 1)
 
 
 class Arrival(simpy.Event):
-    """The end of a transfer: `batch` is there, after the link moved it from `started` to `ended` (ns)."""
+    """A transfer is known to be over: `batch` is there, after the link moved it from `started` to `ended` (ns)."""
 
-    def __init__(self, env: simpy.Environment, batch: Submit, started: int, ended: int) -> None:
+    def __init__(self, env: simpy.Environment, batch: Submit, started: int, ended: int, known: int) -> None:
         super().__init__(env)
         self._ok = True
         self._value = None
         self.batch = batch
         self.started = started
         self.ended = ended
-        env.schedule(self, ARRIVALS, ended - env.now)
+        self.known = known
+        env.schedule(self, ARRIVALS, known - env.now)
 
 
 class Link:
@@ -39,6 +40,7 @@ class Link:
         """`arrived` is called with an `Arrival` whenever a batch is all there."""
         self._env = env
         self._schedule = LinkSchedule(cost, runtime)
+        self._notice_ns = cost.notice_ns()
         self._arrived = arrived
 
     @property
@@ -49,7 +51,7 @@ class Link:
     def submit(self, batch: Submit, now: int) -> None:
         """Put a batch on the link at `now`, which may be ahead of the event queue."""
         started, ended = self._schedule.submit(batch, now)
-        Arrival(self._env, batch, started, ended).callbacks.append(self._arrived)
+        Arrival(self._env, batch, started, ended, ended + self._notice_ns).callbacks.append(self._arrived)
 
     def reserve(self, now: int, duration: int) -> int:
         """Keep the link from moving anything for `duration`, behind what is submitted; returns from when on."""

@@ -13,6 +13,7 @@ from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Route
 from spmoe.trace.gates import even_gate, gate_of
 from spmoe.trace.schema import PrefillLine, TokenLine
 from spmoe.trace.windows import Routing, window
+from spmoe.unread import Unread
 
 NO_FORECAST: Forecast = ()
 
@@ -28,6 +29,8 @@ class Pass:
         self._told = told
         self._told_nothing = not (told.next_gate or told.gates)
         self._layer_ns = 0
+        self._entry_ns = cost.entry_ns()
+        self._round_ns = 0
         self._routing: list[Routing] = []
         self._at = 0
         self._experts_ns: dict[int, int] = {}
@@ -43,7 +46,12 @@ class Pass:
 
     def outcome(self, effect: Effect) -> tuple[int, Any]:
         """Duration (ns) and value of any effect but computing experts."""
-        return (self._layer_ns, self._route(effect.layer)) if type(effect) is Attention else (0, 0)
+        if type(effect) is Attention:
+            return self._attention_ns(effect.layer), self._route(effect.layer)
+        return self._round_ns, 0
+
+    def _attention_ns(self, layer: int) -> int:
+        return self._layer_ns if layer else self._layer_ns + self._entry_ns
 
     def _route(self, layer: int) -> Routed:
         routing = self._routing[layer]
@@ -61,6 +69,7 @@ class PromptPass(Pass):
     def __init__(self, cost: CostModel, line: PrefillLine, told: Told = NOTHING) -> None:
         super().__init__(cost, told)
         self._layer_ns = cost.layer_ns(line.prompt_tokens, line.prompt_tokens)
+        self._round_ns = cost.round_ns(1)
         if line.counts is None:
             routed = line.prompt_tokens * cost.geometry.top_k
             counts = tuple((-(-routed // len(cell)),) * len(cell) if cell else () for cell in line.touched)
@@ -80,11 +89,22 @@ class StepPass(Pass):
     """One round over the token lines at hand: drafting, then verifying as many as were drafted."""
 
     def __init__(
-        self, cost: CostModel, lines: Sequence[TokenLine], gamma: int, position: int, told: Told = NOTHING
+        self,
+        cost: CostModel,
+        lines: Sequence[TokenLine],
+        gamma: int,
+        position: int,
+        unread: Unread,
+        told: Told = NOTHING,
     ) -> None:
-        """`lines` are up to gamma + 1 from the pending token on, fewer where the request ends with them."""
+        """`lines` are up to gamma + 1 from the pending token on, fewer where the request ends with them; `unread`
+        follows the request's draft."""
         super().__init__(cost, told)
         self._position = position
+        self._unread = unread
+        unread.round_begun(position)
+        self._read: int | None = None
+        """What the draft reads for the token under way."""
         self._whole = window(lines, gamma)
         self._drafted = 0
 
@@ -105,16 +125,24 @@ class StepPass(Pass):
             layer = effect.layer
             if layer == 0:
                 self._begin_verification()
-            return self._layer_ns, self._route(layer) if self._told_nothing else self._told_route(layer)
+            return self._attention_ns(layer), self._route(layer) if self._told_nothing else self._told_route(layer)
         if kind is DraftLayers:
-            forecasts = self._forecasts("draft", effect.token)[effect.first : effect.end]
-            return self._cost.draft_layers_ns(effect.first, effect.end), forecasts
+            first, end = effect.first, effect.end
+            forecasts = self._forecasts("draft", effect.token)[first:end]
+            return self._draft_ns(first, end) + self._cost.forecast_ns(end - first), forecasts
         if kind is DraftToken:
+            duration = self._draft_ns(effect.first_layer, self._cost.geometry.layers)
             self._drafted += 1
-            duration = self._cost.draft_layers_ns(effect.first_layer, self._cost.geometry.layers)
+            self._read = None
             return duration, self._whole.inputs[effect.token].draft_prob
         assert kind is Accept
-        return 0, self.tokens - 1
+        self._unread.round_ended(self._position + self.tokens)
+        return self._cost.round_ns(self._drafted + 1), self.tokens - 1
+
+    def _draft_ns(self, first: int, end: int) -> int:
+        if self._read is None:
+            self._read = self._unread.draft()
+        return self._cost.draft_layers_ns(first, end, self._read)
 
     def _told_route(self, layer: int) -> Routed:
         routed = self._route(layer)

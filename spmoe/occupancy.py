@@ -60,14 +60,13 @@ class LinkSchedule:
 class CpuSchedule:
     """The host's CPU: one expert after the other with all cores, in the order asked for.
 
-    Hidden states go there and come back in copies that are too small for more than their latency to count; both count
-    before the first expert.
+    What handing over takes counts before the first expert.
     """
 
     def __init__(self, cost: CostModel) -> None:
         """An idle CPU."""
         self._cost = cost
-        self._handover_ns = 2 * cost.hardware.link.latency_ns
+        self._handover_ns = cost.handover_ns()
         self._free_at = 0
 
     def compute(self, tokens: Sequence[int], now: int) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from spmoe.machine.budget import MemoryBudget, memory_budget
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import DraftModel, Geometry, draft_model, draft_names, geometry, geometry_names
 from spmoe.machine.hardware import Hardware, load_hardware
+from spmoe.machine.measured import cost_model
 from spmoe.machine.units import format_size, parse_size
 from spmoe.state.keys import Shape
 from spmoe.trace.schema import DraftShape, Header, ModelShape
@@ -128,7 +129,7 @@ def resolve_setting(
         draft=draft,
         hardware=machine,
         bits=width,
-        cost=CostModel(model, machine, width, draft),
+        cost=cost_model(model, machine, width, draft),
         budget=budget,
         slots=_slots(model, budget, cache, slots),
         slots_given=cache is not None or slots is not None,

@@ -52,6 +52,9 @@ class CostModel:
         "hardware",
     )
 
+    measured = False
+    """Whether the times are those of this very model on this very machine, rather than reckoned from its figures."""
+
     def __init__(self, geometry: Geometry, hardware: Hardware, bits: float, draft: DraftModel | None) -> None:
         self.geometry = geometry
         self.hardware = hardware
@@ -69,12 +72,11 @@ class CostModel:
         )
         self._router = Roofline(router, bits, gpu.bandwidth, gpu.flops)
         self._expert = Roofline(geometry.expert_params, bits, gpu.bandwidth, gpu.flops)
-        self._expert_table = (0, *(self._expert.ns(n) + gpu.expert_overhead_ns for n in range(1, _TABLE)))
-        self._host_table = (0, *map(self._host_expert().ns, range(1, _TABLE))) if hardware.cpu else ()
+        self._expert_table = (0, *map(self._resident_expert_ns, range(1, _TABLE)))
+        self._host_table = (0, *map(self._host_expert_ns, range(1, _TABLE))) if hardware.cpu else ()
         self._load_ns = self.batch_ns(1, geometry.expert_bytes(bits))
-        token = self._draft_item(draft).ns if draft else 0
-        self._draft_token = token
-        self._draft_until = tuple(token * k // layers for k in range(layers + 1))
+        self._draft_token = self._draft_item(draft).ns if draft else 0
+        self._draft_until = tuple(self._draft_token * k // layers for k in range(layers + 1))
 
     def attention_ns(self, tokens: int, context: int) -> int:
         """One layer's dense weights (without its router) and the keys and values of `context` positions."""
@@ -96,7 +98,7 @@ class CostModel:
         """One expert on the GPU for the `tokens` routed to it; 0 without tokens."""
         if 0 <= tokens < _TABLE:
             return self._expert_table[tokens]
-        return self._expert.ns(tokens) + self.hardware.gpu.expert_overhead_ns
+        return self._resident_expert_ns(tokens)
 
     def expert_times(self, tokens: Sequence[int]) -> list[int]:
         """`expert_ns` of several experts, for as many tokens each; faster than asking one by one."""
@@ -112,7 +114,7 @@ class CostModel:
         """
         if 0 <= tokens < len(self._host_table):
             return self._host_table[tokens]
-        return self._host_expert().ns(tokens)
+        return self._host_expert_ns(tokens)
 
     def load_ns(self) -> int:
         """One expert moved to the GPU, alone."""
@@ -127,13 +129,40 @@ class CostModel:
         link = self.hardware.link
         return link.latency_ns + (copies - 1) * link.copy_ns + ceil_ns(size, link.bandwidth)
 
-    def draft_token_ns(self) -> int:
-        """One draft token.  Raises InputError when there is no draft model."""
+    def entry_ns(self) -> int:
+        """What the first layer of a pass takes besides: nothing here, as embeddings are spread over the layers."""
+        return 0
+
+    def round_ns(self, tokens: int) -> int:
+        """Choosing what a round that verified `tokens` puts out, and all else between two rounds: nothing here, as the
+        output head is spread over the layers."""
+        return 0
+
+    def forecast_ns(self, layers: int) -> int:
+        """What forecasts for so many layers add to a draft token: nothing here, since routers are small."""
+        return 0
+
+    def landing_ns(self) -> int:
+        """By how much an arrival, or a result of the CPU, delays what the GPU is given to compute."""
+        return 0
+
+    def notice_ns(self) -> int:
+        """How long after an arrival it is known."""
+        return 0
+
+    def handover_ns(self) -> int:
+        """What handing experts to the CPU takes, before the first: hidden states go there and come back in copies that
+        are too small for more than their latency to count."""
+        return 2 * self.hardware.link.latency_ns
+
+    def draft_token_ns(self, read: int = 1) -> int:
+        """One draft token, for which the draft reads `read` tokens: those that it has not seen.  They are read together
+        in the time of one.  Raises InputError when there is no draft model."""
         if self.draft is None:
             raise InputError(f"model {self.geometry.name}: field draft: expected a draft model to draft with, got none")
         return self._draft_token
 
-    def draft_layers_ns(self, first: int, end: int) -> int:
+    def draft_layers_ns(self, first: int, end: int, read: int = 1) -> int:
         """The share of a draft token that goes with the target's MoE layers `first` to `end` (exclusive).
 
         Over all layers the shares add up to `draft_token_ns` exactly; 0 when there is no draft model.
@@ -165,6 +194,12 @@ class CostModel:
         if self.draft:
             items.append(self._draft_item(self.draft))
         return tuple(items)
+
+    def _resident_expert_ns(self, tokens: int) -> int:
+        return self._expert.ns(tokens) + self.hardware.gpu.expert_overhead_ns
+
+    def _host_expert_ns(self, tokens: int) -> int:
+        return self._host_expert().ns(tokens)
 
     def _host_expert(self) -> Roofline:
         cpu = self.hardware.cpu

@@ -17,12 +17,12 @@ class Fields:
     Numbers are exact (int or Decimal).  Every complaint is an InputError "PLACE: field PATH: expected ..., got ...".
     """
 
-    __slots__ = ("_path", "_unread", "_values", "place")
+    __slots__ = ("_unread", "_values", "path", "place")
 
     def __init__(self, place: str, values: Mapping[str, Any], path: str = "") -> None:
         self.place = place
         self._values = values
-        self._path = path
+        self.path = path
         self._unread = set(values)
 
     def __iter__(self) -> Iterator[str]:
@@ -42,13 +42,13 @@ class Fields:
 
     def _take(self, name: str, expected: str) -> Any:
         if name not in self._values:
-            raise InputError(f"{self.place}: field {self._path}{name}: expected {expected}, but it is missing")
+            raise InputError(f"{self.place}: field {self.path}{name}: expected {expected}, but it is missing")
         self._unread.discard(name)
         return self._values[name]
 
     def _refuse(self, name: str, expected: str, value: object) -> NoReturn:
         shown = str(value) if isinstance(value, Decimal) else json.dumps(value, default=str)
-        raise InputError(f"{self.place}: field {self._path}{name}: expected {expected}, got {shown}")
+        raise InputError(f"{self.place}: field {self.path}{name}: expected {expected}, got {shown}")
 
     def text(self, name: str, choices: tuple[str, ...] = ()) -> str:
         expected = f"one of {', '.join(choices)}" if choices else "a text"
@@ -57,11 +57,15 @@ class Fields:
             self._refuse(name, expected, value)
         return value
 
-    def number(self, name: str) -> Decimal:
-        """A finite number above zero; the upper limit only keeps arithmetic on it short."""
-        value = self._take(name, "a number above 0 (and at most 10^12)")
-        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 < value <= 10**12:
-            self._refuse(name, "a number above 0 (and at most 10^12)", value)
+    def number(self, name: str, zero: bool = False) -> Decimal:
+        """A finite number above zero, or with `zero` from there on; the upper limit only keeps arithmetic on it
+        short."""
+        expected = f"a number {'from' if zero else 'above'} 0 (and at most 10^12)"
+        value = self._take(name, expected)
+        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 <= value <= 10**12:
+            self._refuse(name, expected, value)
+        if not value and not zero:
+            self._refuse(name, expected, value)
         return Decimal(value)
 
     def whole(self, name: str) -> int:
@@ -78,7 +82,7 @@ class Fields:
             return parse(str(value))
         except InputError as error:
             expected = str(error).partition(": ")[2]
-            raise InputError(f"{self.place}: field {self._path}{name}: {expected}") from None
+            raise InputError(f"{self.place}: field {self.path}{name}: {expected}") from None
 
     def is_null(self, name: str) -> bool:
         """Whether the (required) field is null; a null counts as read."""
@@ -91,13 +95,24 @@ class Fields:
         value = self._take(name, "an object")
         if not isinstance(value, dict):
             self._refuse(name, "an object", value)
-        return Fields(self.place, value, f"{self._path}{name}.")
+        return Fields(self.place, value, f"{self.path}{name}.")
+
+    def sections(self, name: str) -> list[Fields]:
+        """A list of objects."""
+        value = self._take(name, "a list of objects")
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            self._refuse(name, "a list of objects", value)
+        return [Fields(self.place, each, f"{self.path}{name}.{number}.") for number, each in enumerate(value)]
+
+    def skip(self, name: str) -> None:
+        """An object that is for the reader of the file alone."""
+        self.section(name)
 
     def done(self) -> None:
         if self._unread:
             known = sorted(set(self._values) - self._unread)
             raise InputError(
-                f"{self.place}: field {self._path}{min(self._unread)}: unknown; expected only {', '.join(known)}"
+                f"{self.place}: field {self.path}{min(self._unread)}: unknown; expected only {', '.join(known)}"
             )
 
 

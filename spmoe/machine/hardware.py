@@ -14,6 +14,7 @@ from typing import Final, Literal, cast
 from spmoe.errors import InputError
 from spmoe.machine.bits import parse_bits
 from spmoe.machine.fields import Fields, read_fields
+from spmoe.machine.timings import Timings
 from spmoe.machine.units import GIB
 
 _PACKAGE: Final = Path(__file__).parents[1]
@@ -68,7 +69,10 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One machine.  `kind` says whether its numbers were measured on it or come from data sheets; cpu None: unknown."""
+    """One machine.  `kind` says whether its numbers were measured on it or come from data sheets; cpu None: unknown.
+
+    `timings` are those of a pair that was timed on it; for other models its figures count.
+    """
 
     name: str
     kind: Literal["measured", "datasheet"]
@@ -77,6 +81,7 @@ class Hardware:
     gpu: Gpu
     draft: Draft
     cpu: Cpu | None
+    timings: Timings | None = None
 
 
 def hardware_names() -> tuple[str, ...]:
@@ -109,7 +114,10 @@ def _read(path: Path, place: str) -> Hardware:
         gpu=_gpu(root.section("gpu")),
         draft=_draft(root.section("draft")),
         cpu=None if root.is_null("cpu") else _cpu(root.section("cpu")),
+        timings=Timings.read(root.section("timings")) if "timings" in root else None,
     )
+    if "measured" in root:
+        root.skip("measured")  # How it was measured, and how far readings were apart.
     if "notes" in root:
         _check_notes(root.section("notes"), root)
     root.done()

@@ -21,6 +21,7 @@ from spmoe.machine.cost import CostModel
 from spmoe.scheduler import Scheduler
 from spmoe.step import Accept, Attention
 from spmoe.trace.windows import Request
+from spmoe.unread import Unread
 
 LAYOUT = Layout.of({"key": ((), torch.int64)})
 
@@ -91,12 +92,13 @@ class ScriptedModels:
     def run(self, request: Request, popular: tuple[int, ...]) -> None:
         """One request, to its end."""
         driver, gamma = self._driver, self._gamma
+        unread = Unread()
         driver.begin(request.number, popular)
         if request.prefill is not None:
             driver.prefill(request.prefill.prompt_tokens, request.prefill.touched if self._knows_prompts else ())
             self._forward(PromptPass(self._cost, request.prefill, self._told))
         while lines := request.lines(gamma + 1):
-            this = StepPass(self._cost, lines, gamma, request.position, self._told)
+            this = StepPass(self._cost, lines, gamma, request.position, unread, self._told)
             driver.step(request.position, this.limit)
             self._forward(this)
             request.advance(this.tokens)

@@ -17,6 +17,7 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from engine.drafting import Draft
 from engine.engine import Engine
+from engine.forward import Forward
 from engine.loader import quiet
 from engine.report import trace_of
 from engine.sampling import Proposal, Sampler, Verdict
@@ -252,16 +253,11 @@ def drafting(guess: Callable[[Sequence[int]], int]) -> Iterator[None]:
 
 def replay(model: Any, prompt: Sequence[int], heard: Sequence[Heard]) -> Iterator[torch.Tensor]:
     """The logits of `model` in the passes of one request, with everything in memory and nothing in between."""
-    cache = DynamicCache()
+    cache, run = DynamicCache(), Forward(model)
     inputs = list(prompt)
     for drafted, _, (accepted, next_token) in heard:
         with torch.inference_mode():
-            yield model(
-                input_ids=torch.tensor([[*inputs, *drafted]]),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1 + len(drafted),
-            ).logits[0]
+            yield run(torch.tensor([[*inputs, *drafted]]), cache, 1 + len(drafted))
         if len(drafted) > accepted:
             cache.crop(accepted - len(drafted))
         inputs = [next_token]

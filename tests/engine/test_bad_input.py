@@ -40,11 +40,11 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     """Makes a run that has to be refused, and returns what it says."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def run(*words: object, status: int = 2, start: str = "error: ") -> str:
+    def run(*words: object, status: int = 2, start: str = "error: ", begun: bool = False) -> str:
         before = sorted(tmp_path.rglob("*"))
         assert main(["run", *map(str, words)]) == status
         text, said = capfd.readouterr()
-        assert text == ""
+        assert begun or text == ""
         assert said.startswith(start) and said.count("\n") == 1 and said.endswith("\n")
         assert sorted(tmp_path.rglob("*")) == before  # no output, no half of one
         assert not [each.name for each in threading.enumerate() if each.name.startswith("spmoe")]
@@ -394,7 +394,9 @@ def test_memory_that_runs_out_names_the_budget(
     words: list[str],
 ) -> None:
     monkeypatch.setattr(*place, raising(error))
-    said = refused("--model", pair[0], "--draft", pair[1], *PROMPT, "--log", tmp_path / "log")
+    # The draft looks for the first time when a token has been put out: what stands for it depends on the weights.
+    begun = place == (Driver, "look")
+    said = refused("--model", pair[0], "--draft", pair[1], *PROMPT, "--log", tmp_path / "log", begun=begun)
     for word in words:
         assert word in said
 

@@ -108,7 +108,7 @@ def test_what_is_due_while_something_takes_its_time_is_told_up_to_its_very_end()
     clock = VirtualClock(Link(), Host(), cost)  # type: ignore[arg-type]
     clock.submit(submit(0))
     clock.submit(submit(1))
-    assert events(clock.attended(3, 20)) == [BatchArrived(attention, 0, attention - 1, attention)]
+    assert events(clock.attended(0, 3, 20)) == [BatchArrived(attention, 0, attention - 1, attention)]
     assert (clock.now, clock.idle_ns) == (attention, 0)
     assert events(clock.wait()) == [BatchArrived(attention + 1, 1, attention, attention + 1)]
 
@@ -118,7 +118,7 @@ def test_what_is_submitted_in_answer_may_arrive_before_the_end() -> None:
     clock = VirtualClock(Link(), Host(), cost)  # type: ignore[arg-type]
     clock.submit(submit(0))
     told = []
-    for happening in clock.attended(1, 1):
+    for happening in clock.attended(0, 1, 1):
         told.append(happening.event.time)
         assert clock.now == happening.event.time
         if len(told) < 4:
@@ -184,7 +184,7 @@ def test_real_failures_bring_their_cause() -> None:
     clock = RealClock(link, Host(), 0, torch.device("cpu"))  # type: ignore[arg-type]
     for batch in range(3):
         clock.submit(submit(batch))
-    told = list(clock.attended(1, 1))
+    told = list(clock.attended(0, 1, 1))
     assert [(type(each.event), each.event.batch) for each in told] == [
         (BatchArrived, 0),
         (BatchFailed, 1),

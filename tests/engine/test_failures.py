@@ -201,7 +201,7 @@ def test_a_failure_while_setting_up_leaves_nothing_running(monkeypatch: pytest.M
     def fails(*_arguments: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("engine.engine.Target", fails)
+    monkeypatch.setattr("engine.rig.Target", fails)
     with pytest.raises(InputError, match="out of memory on cpu"):
         Engine(make_plan(*pair, options(None)))
 

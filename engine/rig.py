@@ -1,0 +1,91 @@
+"""What a run is driven with: scheduler, link, CPU, clock and driver, and the models that are hooked up to them."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from engine.clock import Clock, RealClock, VirtualClock
+from engine.drafting import Draft
+from engine.driver import Driver, Observer
+from engine.families import find_moe_layers
+from engine.host import HostWorker
+from engine.link import Link
+from engine.record import Recorder
+from engine.script import Script
+from engine.slots import SlotBuffer
+from engine.store import HostStore
+from engine.target import Target
+from spmoe.config import SchedulerConfig
+from spmoe.machine.cost import CostModel
+from spmoe.policy.clairvoyant import Future
+from spmoe.scheduler import Scheduler
+
+
+class Weights(NamedTuple):
+    """A hollow target, a draft (None: no speculation) on the same device, and the store with the target's experts."""
+
+    target: Any
+    draft: Any
+    store: HostStore
+
+
+class Rig:
+    """One scheduler's worth of engine; use it in a `with` block, whose end joins the threads and unhooks the models."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        slots: SlotBuffer,
+        config: SchedulerConfig,
+        future: Future | None = None,
+        *,
+        layer_map: tuple[int, ...] | None = None,
+        gbps: float | None = None,
+        latency_ns: int = 0,
+        imitated: CostModel | None = None,
+        observers: tuple[Observer, ...] = (),
+        recorder: Recorder | None = None,
+        script: Script | None = None,
+    ) -> None:
+        """`future` as in `Scheduler`, `layer_map` as in `Draft`, `gbps` and `latency_ns` as in `Link`.
+
+        With `imitated` completions come at the times of that cost model, else when they come.
+        """
+        self.scheduler = Scheduler(config, future)
+        device: torch.device = slots.device
+        with ExitStack() as stack:
+            start = time.perf_counter_ns()
+            link = stack.enter_context(
+                Link(weights.store, slots, config.depth, gbps, latency_ns=latency_ns, start_ns=start)
+            )
+            host = stack.enter_context(HostWorker(start))
+            clock: Clock = (
+                RealClock(link, host, start, device) if imitated is None else VirtualClock(link, host, imitated)
+            )
+            self.driver = Driver(self.scheduler, clock, observers)
+            self.vocabulary: int = weights.target.config.get_text_config().vocab_size
+            layers = find_moe_layers(weights.target)
+            told = self.scheduler.recipe.told
+            self.target = Target(
+                weights.target, layers, weights.store, slots, host, self.driver, told, recorder, script
+            )
+            stack.callback(self.target.release)
+            self.draft: Draft | None = None
+            if weights.draft is not None:
+                predicted = self.scheduler.forecast.predicted_layers
+                self.draft = Draft(weights.draft, self.driver, layers, layer_map, predicted, recorder, script)
+                stack.callback(self.draft.release)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()

@@ -1,0 +1,103 @@
+"""The cost model of a pair whose parts were timed on the machine: curves in place of rooflines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from spmoe.machine.cost import CostItem, CostModel
+from spmoe.machine.geometry import DraftModel, Geometry
+from spmoe.machine.hardware import Hardware
+from spmoe.machine.timings import Timings
+from spmoe.machine.units import format_ms
+
+_MEASURED: Final = "measured with this model on this machine"
+
+
+def cost_model(geometry: Geometry, hardware: Hardware, bits: float, draft: DraftModel | None) -> CostModel:
+    """The cost model of `geometry` at `bits` per weight: by what was measured with that very pair, where the profile
+    holds it, else by the machine's figures."""
+    timings = hardware.timings
+    if timings is not None and timings.fit(geometry.name, draft.name if draft else None, bits):
+        return MeasuredCost(geometry, hardware, bits, draft, timings)
+    return CostModel(geometry, hardware, bits, draft)
+
+
+class MeasuredCost(CostModel):
+    """As `CostModel`, by `Timings`.
+
+    The context's length is not told apart: it is that of the measurement.  Loads and all else about the link follow the
+    profile's section on it, as ever.
+    """
+
+    __slots__ = ("_timings",)
+
+    measured = True
+
+    def __init__(
+        self, geometry: Geometry, hardware: Hardware, bits: float, draft: DraftModel | None, timings: Timings
+    ) -> None:
+        self._timings = timings
+        super().__init__(geometry, hardware, bits, draft)
+
+    def layer_ns(self, tokens: int, context: int) -> int:
+        return self._timings.layer.ns(tokens)
+
+    def entry_ns(self) -> int:
+        return self._timings.entry
+
+    def round_ns(self, tokens: int) -> int:
+        return self._timings.round.ns(tokens)
+
+    def forecast_ns(self, layers: int) -> int:
+        return layers * self._timings.forecast
+
+    def landing_ns(self) -> int:
+        return self._timings.landing
+
+    def notice_ns(self) -> int:
+        return self._timings.notice
+
+    def handover_ns(self) -> int:
+        return self._timings.handover
+
+    def draft_token_ns(self, read: int = 1) -> int:
+        if self.draft is None:
+            return super().draft_token_ns(read)
+        assert self._timings.draft_token is not None
+        return self._timings.draft_token.ns(read)
+
+    def draft_layers_ns(self, first: int, end: int, read: int = 1) -> int:
+        if self.draft is None:
+            return 0
+        token, layers = self.draft_token_ns(read), self.geometry.layers
+        return token * end // layers - token * first // layers
+
+    def explain(self, tokens: int, context: int, tokens_per_expert: Sequence[int]) -> tuple[CostItem, ...]:
+        timings, size = self._timings, self.geometry.expert_bytes(self.bits)
+        link = self.hardware.link
+        counts = sorted({n for n in tokens_per_expert if n > 0})
+        items = [CostItem(f"layer: attention and router, tokens = {tokens}", self.layer_ns(tokens, context), _MEASURED)]
+        for count in counts:
+            times = tokens_per_expert.count(count)
+            name = f"layer: {times} x expert, tokens = {count}"
+            items.append(CostItem(name, times * self.expert_ns(count), f"each {format_ms(self.expert_ns(count))}"))
+        moved = f"{format_ms(link.latency_ns)} latency + {size / 1e6:,.3f} MB at {link.bandwidth / 1e9:,.2f} GB/s"
+        items.append(CostItem("load of one expert", self.load_ns(), moved))
+        if timings.host_expert is not None:
+            items += [CostItem(f"expert on the CPU, tokens = {n}", self.host_expert_ns(n), _MEASURED) for n in counts]
+        if self.draft is not None:
+            items.append(CostItem("draft token", self.draft_token_ns(), _MEASURED))
+        items += [
+            CostItem("first layer besides", self.entry_ns(), _MEASURED),
+            CostItem(f"between rounds, tokens = {tokens}", self.round_ns(tokens), _MEASURED),
+            CostItem("an arrival", self.landing_ns(), "what it costs the thread that drives the run"),
+        ]
+        return tuple(items)
+
+    def _resident_expert_ns(self, tokens: int) -> int:
+        return self._timings.expert.ns(tokens)
+
+    def _host_expert_ns(self, tokens: int) -> int:
+        curve = self._timings.host_expert
+        return super()._host_expert_ns(tokens) if curve is None else curve.ns(tokens)
