@@ -180,16 +180,20 @@ class RealClock:
 class VirtualClock:
     """The times of a cost model, for runs that decide as the simulator does."""
 
-    def __init__(self, link: Link, host: HostWorker, cost: CostModel) -> None:
+    def __init__(self, link: Link, host: HostWorker, cost: CostModel, policy_ns: int = 0) -> None:
+        """`policy_ns` is what a layer takes more under the policy that decides."""
         self._link = link
         self._host = host
         self._cost = cost
+        self._policy_ns = policy_ns
         self._link_times = LinkSchedule(cost, NATIVE)
         self._cpu_times = CpuSchedule(cost)
         self._due: list[tuple[int, int, int, BatchArrived | HostComputed]] = []
         """A heap of (time, rank among equals, number, event): arrivals before the CPU's results."""
         self._number = 0
-        self._landing_ns = cost.landing_ns()
+        self._drafting = False
+        self._landings = 0
+        """What happened since a layer was reached."""
         self._debt = 0
         """What the arrival that ended a wait adds to the effect that follows."""
         self.now = 0
@@ -212,11 +216,15 @@ class VirtualClock:
         return ()
 
     def drafted(self, first: int, end: int, read: int, forecasts: int) -> Iterable[Happening]:
-        return self._pass(self._cost.draft_layers_ns(first, end, read) + self._cost.forecast_ns(forecasts))
+        duration = self._cost.draft_layers_ns(first, end, read) + self._cost.forecast_ns(forecasts)
+        self._drafting = True
+        yield from self._pass(duration)
+        self._drafting = False
 
     def attended(self, layer: int, tokens: int, context: int) -> Iterable[Happening]:
         entry = 0 if layer else self._cost.entry_ns()
-        return self._pass(self._cost.layer_ns(tokens, context) + entry)
+        yield from self._pass(self._cost.layer_ns(tokens, context) + self._policy_ns + entry)
+        self._landings = 0
 
     def computed(self, tokens: Sequence[int]) -> Iterable[Happening]:
         return self._pass(sum(self._cost.expert_times(tokens)))
@@ -230,7 +238,7 @@ class VirtualClock:
         began = self.now
         happening = self._next()
         self.idle_ns += self.now - began
-        self._debt = self._landing_ns
+        self._debt = self._landing_ns()
         yield happening
 
     def _expect(self, rank: int, event: BatchArrived | HostComputed) -> None:
@@ -241,9 +249,14 @@ class VirtualClock:
         end = self.now + duration + self._debt
         self._debt = 0
         while self._due and self._due[0][0] <= end:
-            end += self._landing_ns
+            end += self._landing_ns()
             yield self._next()
         self.now = end
+
+    def _landing_ns(self) -> int:
+        """What one more thing that happened costs the thread that drives the run."""
+        self._landings += 1
+        return self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns(self._landings)
 
     def _next(self) -> Happening:
         """What happens next, once it has really happened too."""

@@ -10,7 +10,7 @@ from spmoe.policy.recipe import Recipe
 from spmoe.state.keys import Shape
 from spmoe.trace.popularity import Uses, count_uses, most_needed
 from spmoe.trace.reader import TraceFile
-from spmoe.trace.schema import PrefillLine
+from spmoe.trace.schema import PrefillLine, Trace
 from spmoe.trace.windows import requests
 
 _ASKED = {
@@ -23,8 +23,10 @@ _ASKED = {
 class Foreknowledge:
     """Answers what a recipe asks of an earlier run, request by request; nothing for a recipe that asks nothing."""
 
-    def __init__(self, recipe: Recipe, shape: Shape, gamma: int, earlier: str | os.PathLike[str] | None) -> None:
-        """`earlier` is the trace that the earlier run recorded.
+    def __init__(
+        self, recipe: Recipe, shape: Shape, gamma: int, earlier: str | os.PathLike[str] | Trace | None
+    ) -> None:
+        """`earlier` is the trace that the earlier run recorded, or its file.
 
         Raises InputError where the recipe asks and there is none, or it is of another model.
         """
@@ -40,7 +42,7 @@ class Foreknowledge:
                 f"policy {recipe.name}: {_ASKED[asked[0]]}; record an earlier run (--record FILE) and give it with "
                 "--earlier FILE"
             )
-        trace = TraceFile(earlier, ())
+        trace: Trace = TraceFile(earlier, ()) if isinstance(earlier, str | os.PathLike) else earlier
         model = trace.header.model
         if (model.layers, model.experts) != (shape.layers, shape.experts):
             raise InputError(

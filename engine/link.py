@@ -81,6 +81,11 @@ class Link:
         self._worker = threading.Thread(target=self._work, name="spmoe-link", daemon=False)
         self._worker.start()
 
+    @property
+    def now(self) -> int:
+        """Nanoseconds since the link's start."""
+        return time.perf_counter_ns() - self._start_ns
+
     def submit(self, submit: Submit) -> None:
         """Have the loads of a batch copied, in order, behind what was submitted before; returns at once.
 

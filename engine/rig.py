@@ -64,13 +64,14 @@ class Rig:
                 Link(weights.store, slots, config.depth, gbps, latency_ns=latency_ns, start_ns=start)
             )
             host = stack.enter_context(HostWorker(start))
-            clock: Clock = (
-                RealClock(link, host, start, device) if imitated is None else VirtualClock(link, host, imitated)
-            )
+            told = self.scheduler.recipe.told
+            clock: Clock = RealClock(link, host, start, device)
+            if imitated is not None:
+                policy_ns = imitated.decision_ns(config.recipe) + imitated.hearing_ns(told.next_gate, told.gates)
+                clock = VirtualClock(link, host, imitated, policy_ns)
             self.driver = Driver(self.scheduler, clock, observers)
             self.vocabulary: int = weights.target.config.get_text_config().vocab_size
             layers = find_moe_layers(weights.target)
-            told = self.scheduler.recipe.told
             self.target = Target(
                 weights.target, layers, weights.store, slots, host, self.driver, told, recorder, script
             )

@@ -69,3 +69,33 @@ class SlotBuffer:
         """The distinct events to wait for before `slots` are overwritten."""
         events = (self._last_use.get(slot) for slot in slots)
         return tuple({id(event): event for event in events if event is not None}.values())
+
+
+class SharedSlots(SlotBuffer):
+    """Slots that share the memory of `distinct` ones: what is computed with them is wrong, and takes as long.
+
+    For timing alone, where a model's experts do not all fit a device, or need not.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        slots: int,
+        distinct: int,
+        device: torch.device | str = "cpu",
+        available: int | None = None,
+    ) -> None:
+        """`available` as in `SlotBuffer`, and so are errors."""
+        super().__init__(layout, min(slots, distinct), device, available)
+        self._distinct = self.slots
+        self.slots = slots
+
+    def views(self, slot: int) -> dict[str, torch.Tensor]:
+        return super().views(slot % self._distinct)
+
+    def rows(self, slot: int, count: int) -> torch.Tensor:
+        """Contiguous whatever the slot; IndexError for more rows than there are distinct ones."""
+        if not 0 <= slot <= self.slots - count or count > self._distinct:
+            raise IndexError(f"slots {slot} to {slot + count - 1} of {self.slots}, {self._distinct} of them distinct")
+        first = min(slot % self._distinct, self._distinct - count)
+        return self._bytes[first : first + count]

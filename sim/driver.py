@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import Any, Final
 
 import simpy
 
@@ -15,7 +15,7 @@ from spmoe.policy.runtime import NATIVE, Runtime
 from spmoe.scheduler import Scheduler
 from spmoe.state.commands import Command, Reply, Submit
 from spmoe.state.events import BatchArrived, Event, HostComputed, LayerReached, RequestBegun
-from spmoe.step import Compute, ComputeLanded, Effect, HostCompute, Outcome, prefill, step
+from spmoe.step import Compute, ComputeLanded, DraftLayers, DraftToken, Effect, HostCompute, Outcome, prefill, step
 from spmoe.trace.windows import Request
 from spmoe.unread import Unread
 
@@ -24,6 +24,9 @@ Observer = Callable[[Event, tuple[Command, ...]], None]
 
 Popularity = Callable[[int], tuple[int, ...]]
 """For a request, all keys by how much they are used: by other requests, or over the whole trace."""
+
+
+_DRAFTING: Final = frozenset({DraftLayers, DraftToken})
 
 
 class Deadlock(RuntimeError):
@@ -61,9 +64,12 @@ class Driver:
         # Asked with every effect, hence at hand.
         self._overlap = self._runtime.overlap
         self._prefetch_blocks = self._runtime.prefetch_blocks
-        self._landing_ns = cost.landing_ns()
+        self._drafting = False
+        """Whether the effect under way is one of the draft's."""
+        self._landings = 0
+        """Arrivals and results of the CPU since the current layer was reached."""
         self._debt = 0
-        """What arrivals have cost the thread that drives the run, and the effect under way was not charged with yet."""
+        """What they have cost the thread that drives the run, and the effect under way was not charged with yet."""
         self._layer = 0
         """The layer reached last."""
         self._pass: Pass
@@ -101,17 +107,17 @@ class Driver:
         """The whole run as one program: prefill and steps of one request after the other."""
         config = self._scheduler.config
         gamma = self._scheduler.recipe.speculation.gamma(config.gamma)
-        unread = Unread()
+        unread, policy = Unread(), self._scheduler.recipe.name
         for request in requests:
             unread.request_begun()
             popular = self._popularity(request.number) if self._popularity else ()
             self._dispatch(RequestBegun(self.now, request.number, popular))
             if request.prefill is not None:
-                self._pass = PromptPass(self._cost, request.prefill, self._told)
+                self._pass = PromptPass(self._cost, request.prefill, policy, self._told)
                 touched = request.prefill.touched if self._feeds_prefill else ()
                 yield from prefill(self._dispatch, self.now, request.prefill.prompt_tokens, config.layers, touched)
             while lines := request.lines(gamma + 1):
-                this = self._pass = StepPass(self._cost, lines, gamma, request.position, unread, self._told)
+                this = self._pass = StepPass(self._cost, lines, gamma, request.position, unread, policy, self._told)
                 yield from step(self._dispatch, self.now, this.limit, config.layers)
                 request.advance(this.tokens)
                 if self._progress:
@@ -130,6 +136,7 @@ class Driver:
                 elif type(effect) is HostCompute:
                     outcome = self._compute_on_host(effect.experts)
                 else:
+                    self._drafting = type(effect) in _DRAFTING
                     outcome = self._spend(*self._pass.outcome(effect))
                 if outcome is None:
                     return
@@ -208,11 +215,13 @@ class Driver:
 
     def _go_on(self, now: int) -> None:
         """Something landed: whoever waits for it goes on."""
+        self._landings += 1
+        cost = self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns(self._landings)
         if self._awaited is None:
-            self._debt += self._landing_ns
+            self._debt += cost
         else:
             self.now = now
-            self._debt = self._landing_ns  # What landed before cost time in which nothing could be computed anyway.
+            self._debt = cost  # What landed before cost time in which nothing could be computed anyway.
             outcome = self._compute_landed(self._awaited)
             if outcome is not None:
                 self._carry_out(outcome)
@@ -221,6 +230,7 @@ class Driver:
         if type(event) is LayerReached:
             # What arrived before is among the hits, or gone again.
             self._landed.clear()
+            self._landings = 0
             self._on_host = frozenset()
             self._layer = event.layer
             if self._prefetch_blocks:

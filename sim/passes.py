@@ -24,9 +24,11 @@ NOTHING: Final = Told()
 class Pass:
     """Stands in for the models during one program."""
 
-    def __init__(self, cost: CostModel, told: Told = NOTHING) -> None:
+    def __init__(self, cost: CostModel, policy: str, told: Told = NOTHING) -> None:
+        """`policy` is the name of the recipe that decides, and `told` what it hears of routers."""
         self._cost = cost
         self._told = told
+        self._policy_ns = cost.decision_ns(policy) + cost.hearing_ns(told.next_gate, told.gates)
         self._told_nothing = not (told.next_gate or told.gates)
         self._layer_ns = 0
         self._entry_ns = cost.entry_ns()
@@ -51,7 +53,8 @@ class Pass:
         return self._round_ns, 0
 
     def _attention_ns(self, layer: int) -> int:
-        return self._layer_ns if layer else self._layer_ns + self._entry_ns
+        duration = self._layer_ns + self._policy_ns
+        return duration if layer else duration + self._entry_ns
 
     def _route(self, layer: int) -> Routed:
         routing = self._routing[layer]
@@ -66,8 +69,8 @@ class PromptPass(Pass):
     Its line tells which experts are touched; where it does not say by how many tokens, these are spread evenly.
     """
 
-    def __init__(self, cost: CostModel, line: PrefillLine, told: Told = NOTHING) -> None:
-        super().__init__(cost, told)
+    def __init__(self, cost: CostModel, line: PrefillLine, policy: str, told: Told = NOTHING) -> None:
+        super().__init__(cost, policy, told)
         self._layer_ns = cost.layer_ns(line.prompt_tokens, line.prompt_tokens)
         self._round_ns = cost.round_ns(1)
         if line.counts is None:
@@ -95,11 +98,12 @@ class StepPass(Pass):
         gamma: int,
         position: int,
         unread: Unread,
+        policy: str,
         told: Told = NOTHING,
     ) -> None:
         """`lines` are up to gamma + 1 from the pending token on, fewer where the request ends with them; `unread`
         follows the request's draft."""
-        super().__init__(cost, told)
+        super().__init__(cost, policy, told)
         self._position = position
         self._unread = unread
         unread.round_begun(position)

@@ -142,8 +142,22 @@ class CostModel:
         """What forecasts for so many layers add to a draft token: nothing here, since routers are small."""
         return 0
 
-    def landing_ns(self) -> int:
-        """By how much an arrival, or a result of the CPU, delays what the GPU is given to compute."""
+    def landing_ns(self, number: int) -> int:
+        """By how much the arrival of that number in a layer (from 1 on), or a result of the CPU, delays what the GPU is
+        given to compute."""
+        return 0
+
+    def draft_landing_ns(self) -> int:
+        """By how much an arrival delays the draft."""
+        return 0
+
+    def hearing_ns(self, next_gate: bool, gates: bool) -> int:
+        """What a layer takes more where a policy hears what the next layer's gate would say, or of gates' weights:
+        nothing here, since routers are small."""
+        return 0
+
+    def decision_ns(self, policy: str) -> int:
+        """What the decisions of a policy take per layer, beyond those of the simplest: nothing here."""
         return 0
 
     def notice_ns(self) -> int:

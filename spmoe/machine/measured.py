@@ -41,19 +41,30 @@ class MeasuredCost(CostModel):
         super().__init__(geometry, hardware, bits, draft)
 
     def layer_ns(self, tokens: int, context: int) -> int:
-        return self._timings.layer.ns(tokens)
+        return self._mean(self._timings.layer.ns(tokens))
 
     def entry_ns(self) -> int:
-        return self._timings.entry
+        return self._mean(self._timings.entry)
 
     def round_ns(self, tokens: int) -> int:
-        return self._timings.round.ns(tokens)
+        return self._mean(self._timings.round.ns(tokens))
 
     def forecast_ns(self, layers: int) -> int:
-        return layers * self._timings.forecast
+        return self._mean(layers * self._timings.forecast)
 
-    def landing_ns(self) -> int:
-        return self._timings.landing
+    def landing_ns(self, number: int) -> int:
+        landing = self._timings.landing
+        before = landing.ns(number - 1) if number > 1 else 0
+        return self._mean(max(0, landing.ns(number) - before))
+
+    def draft_landing_ns(self) -> int:
+        return self._mean(self._timings.draft_landing)
+
+    def hearing_ns(self, next_gate: bool, gates: bool) -> int:
+        return self._mean(next_gate * self._timings.next_gate + gates * self._timings.gates)
+
+    def decision_ns(self, policy: str) -> int:
+        return self._mean(self._timings.decisions.get(policy, 0))
 
     def notice_ns(self) -> int:
         return self._timings.notice
@@ -65,7 +76,7 @@ class MeasuredCost(CostModel):
         if self.draft is None:
             return super().draft_token_ns(read)
         assert self._timings.draft_token is not None
-        return self._timings.draft_token.ns(read)
+        return self._mean(self._timings.draft_token.ns(read))
 
     def draft_layers_ns(self, first: int, end: int, read: int = 1) -> int:
         if self.draft is None:
@@ -91,13 +102,19 @@ class MeasuredCost(CostModel):
         items += [
             CostItem("first layer besides", self.entry_ns(), _MEASURED),
             CostItem(f"between rounds, tokens = {tokens}", self.round_ns(tokens), _MEASURED),
-            CostItem("an arrival", self.landing_ns(), "what it costs the thread that drives the run"),
+            CostItem("first arrival in a layer", self.landing_ns(1), "what it costs the thread that drives the run"),
+            CostItem("each further arrival", self.landing_ns(2), "the same"),
         ]
         return tuple(items)
 
     def _resident_expert_ns(self, tokens: int) -> int:
-        return self._timings.expert.ns(tokens)
+        return self._mean(self._timings.expert.ns(tokens))
 
     def _host_expert_ns(self, tokens: int) -> int:
         curve = self._timings.host_expert
-        return super()._host_expert_ns(tokens) if curve is None else curve.ns(tokens)
+        return super()._host_expert_ns(tokens) if curve is None else self._mean(curve.ns(tokens))
+
+    def _mean(self, median: int) -> int:
+        """What takes `median` ns in the median takes longer on average; rounded up."""
+        jitter = self._timings.jitter
+        return -(-median * jitter.numerator // jitter.denominator)

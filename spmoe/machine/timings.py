@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from types import MappingProxyType
 from typing import Final
 
 from spmoe.errors import InputError
@@ -47,9 +49,13 @@ class Timings:
     Times in ns.  `layer`: attention, router and bookkeeping of a layer by the tokens of the pass; `entry` what the
     first layer takes besides; `expert`: one expert in a slot by its tokens; `round`: choosing tokens and all else
     between two rounds, by the tokens verified.  `draft_token`: by the tokens that the draft reads for it;
-    `forecast`: what forecasts for one layer add to it.  `landing`: what an arrival costs the thread that drives the
-    run; `notice`: how long after an arrival it knows of it.  `host_expert` by tokens, and `handover` before the first:
-    None where experts were not computed on the CPU.
+    `forecast`: what forecasts for one layer add to it.  `landing`: what arrivals cost the thread that drives the run,
+    by how many there are in a layer; `draft_landing`: what each costs while the draft runs; `notice`: how long after an
+    arrival it knows of it.  `next_gate` and `gates`: what it takes more per layer to hear these of the router.
+    `decisions`: what a policy's scheduler takes per layer, beyond that under which the rest was timed.
+    `host_expert` by tokens, and `handover` before the first: None where experts were not computed on the CPU.
+
+    All of these are medians.  Work takes longer on average than in the median: `jitter` is by what factor.
     """
 
     model: str
@@ -61,10 +67,15 @@ class Timings:
     round: Curve
     draft_token: Curve | None
     forecast: int
-    landing: int
+    landing: Curve
+    draft_landing: int
     notice: int
+    next_gate: int
+    gates: int
+    decisions: Mapping[str, int]
     host_expert: Curve | None
     handover: int
+    jitter: Fraction
 
     def fit(self, model: str, draft: str | None, bits: float) -> bool:
         """Whether they are those of this model at this width, with this draft or without any."""
@@ -85,10 +96,15 @@ class Timings:
             round=_curve(fields, "round"),
             draft_token=_curve(fields, "draft_token") if drafted else None,
             forecast=_ns(fields, "forecast_us"),
-            landing=_ns(fields, "landing_us"),
+            landing=_curve(fields, "landing", "arrivals"),
+            draft_landing=_ns(fields, "draft_landing_us"),
             notice=_ns(fields, "notice_us"),
+            next_gate=_ns(fields, "next_gate_us"),
+            gates=_ns(fields, "gates_us"),
+            decisions=_by_name(fields.section("decisions_us")),
             host_expert=_curve(fields, "host_expert") if hosted else None,
             handover=_ns(fields, "handover_us"),
+            jitter=Fraction(fields.number("jitter")),
         )
         fields.done()
         return timings
@@ -98,15 +114,21 @@ def _ns(fields: Fields, name: str) -> int:
     return int(fields.number(name, zero=True) * _US)
 
 
-def _curve(fields: Fields, name: str) -> Curve:
+def _by_name(fields: Fields) -> Mapping[str, int]:
+    found = {name: _ns(fields, name) for name in fields}
+    fields.done()
+    return MappingProxyType(found)
+
+
+def _curve(fields: Fields, name: str, count: str = "tokens") -> Curve:
     points: Sequence[Fields] = fields.sections(name)
     found = []
     for point in points:
-        found.append((point.whole("tokens"), _ns(point, "us")))
+        found.append((point.whole(count), _ns(point, "us")))
         point.done()
     try:
         return Curve(tuple(found))
     except ValueError:
         raise InputError(
-            f"{fields.place}: field {fields.path}{name}: expected points with ascending tokens, at least one"
+            f"{fields.place}: field {fields.path}{name}: expected points with ascending {count}, at least one"
         ) from None

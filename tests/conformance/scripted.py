@@ -92,13 +92,13 @@ class ScriptedModels:
     def run(self, request: Request, popular: tuple[int, ...]) -> None:
         """One request, to its end."""
         driver, gamma = self._driver, self._gamma
-        unread = Unread()
+        unread, policy = Unread(), self._config.recipe
         driver.begin(request.number, popular)
         if request.prefill is not None:
             driver.prefill(request.prefill.prompt_tokens, request.prefill.touched if self._knows_prompts else ())
-            self._forward(PromptPass(self._cost, request.prefill, self._told))
+            self._forward(PromptPass(self._cost, request.prefill, policy, self._told))
         while lines := request.lines(gamma + 1):
-            this = StepPass(self._cost, lines, gamma, request.position, unread, self._told)
+            this = StepPass(self._cost, lines, gamma, request.position, unread, policy, self._told)
             driver.step(request.position, this.limit)
             self._forward(this)
             request.advance(this.tokens)

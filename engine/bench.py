@@ -1,0 +1,76 @@
+"""Runs that follow a trace, one after the other, on the same models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.driver import Observer
+from engine.forced import ForcedDecoder
+from engine.foreknowledge import Foreknowledge
+from engine.layout import Layout
+from engine.rig import Rig, Weights
+from engine.script import Script
+from engine.slots import SlotBuffer
+from spmoe.config import SchedulerConfig
+from spmoe.machine.cost import CostModel
+from spmoe.policy.registry import recipe as find_recipe
+from spmoe.state.keys import Shape
+from spmoe.trace.schema import Trace
+from spmoe.trace.windows import requests
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Models on a device, with random weights as a rule, and how their experts lie in memory.
+
+    `layer_map` is None where the draft's states cannot go through the target's routers, and `why` says why.
+    """
+
+    weights: Weights
+    layout: Layout
+    shape: Shape
+    layer_map: tuple[int, ...] | None
+    why: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def run(
+        self,
+        trace: Trace,
+        config: SchedulerConfig,
+        slots: SlotBuffer | None = None,
+        *,
+        gbps: float | None = None,
+        latency_ns: int = 0,
+        imitated: CostModel | None = None,
+        observers: tuple[Observer, ...] = (),
+        told: Callable[[int], Any] = lambda tokens: None,
+    ) -> None:
+        """Times `trace` under a policy; `observers` see every event, and `told` hears of the tokens put out.
+
+        `slots` are as many as `config` has, or None to make them for this run; `gbps`, `latency_ns` and `imitated` as
+        in `Rig`.  Raises InputError where slots do not fit the device.
+        """
+        recipe = find_recipe(config.recipe)
+        known = Foreknowledge(recipe, self.shape, config.gamma, trace)
+        if slots is None:
+            slots = SlotBuffer(self.layout, config.slots, self.device)
+        script = Script(self.shape.top_k, self.device)
+        with Rig(
+            self.weights,
+            slots,
+            config,
+            known.future,
+            layer_map=self.layer_map,
+            gbps=gbps,
+            latency_ns=latency_ns,
+            imitated=imitated,
+            observers=observers,
+            script=script,
+        ) as rig:
+            gamma = recipe.speculation.gamma(config.gamma)
+            ForcedDecoder(rig, script, gamma, known.popular, known.touched).run(requests(trace), told)
