@@ -1,4 +1,7 @@
-"""`python -m engine`: run, record, verify-log.  The first two need PyTorch, and import it when they are called."""
+"""`python -m engine`: run, record, profile, measure, verify-log.
+
+All but the last need PyTorch, and import it when they are called.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,14 @@ NEEDED = ("torch", "transformers", "safetensors", "tokenizers")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 where the input is bad, 128 + n where signal n ended it."""
-    return run_command(parser(), {"run": run, "record": run_record, "verify-log": run_verify_log}, argv)
+    commands = {
+        "run": run,
+        "record": run_record,
+        "profile": run_profile,
+        "measure": run_measure,
+        "verify-log": run_verify_log,
+    }
+    return run_command(parser(), commands, argv)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,6 +46,20 @@ def run_record(options: argparse.Namespace) -> None:
     with _needing_torch("record"):
         import engine.recording
     engine.recording.record(options)
+
+
+def run_profile(options: argparse.Namespace) -> None:
+    """Measure this machine."""
+    with _needing_torch("profile"):
+        import engine.measuring
+    engine.measuring.profile(options)
+
+
+def run_measure(options: argparse.Namespace) -> None:
+    """Time policies on a trace."""
+    with _needing_torch("measure"):
+        import engine.measuring
+    engine.measuring.measure(options)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from spmoe.cli import OneLineParser, file
 from spmoe.machine.hardware import hardware_names
 
 NEW_TOKENS = 128
+TURNS = 3
+REPEATS = 3
 
 _Group = argparse._ArgumentGroup
 
@@ -22,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="generate text, and say what it took"))
     _add_record(commands.add_parser("record", help="record a routing trace from many prompts"))
+    _add_profile(commands.add_parser("profile", help="measure this machine, for the simulator"))
+    _add_measure(commands.add_parser("measure", help="time policies on a trace, whose routing is forced"))
     verify = commands.add_parser("verify-log", help="repeat the decisions of a log with a fresh scheduler")
     verify.add_argument("log", metavar="FILE")
     verify.add_argument("--earlier", type=file, metavar="TRACE", help="what the run knew, where it was clairvoyant")
@@ -77,6 +81,47 @@ def _add_record(record: argparse.ArgumentParser) -> None:
     _add_text(record)
     _add_drafting(record.add_argument_group("drafting"))
     _add_machine(record, "CPU: 1 where memory allows it")
+
+
+def _add_profile(profile: argparse.ArgumentParser) -> None:
+    profile.add_argument("--out", required=True, type=file, metavar="FILE", help="the profile (profiles/NAME.json)")
+    profile.add_argument(
+        "--model",
+        default="pico-target",
+        metavar="NAME|FOLDER",
+        help="what to compute with, filled with random weights (default: the small pair's target)",
+    )
+    _add_blank(profile)
+    profile.add_argument("--turns", type=_count, default=TURNS, metavar="N", help=f"more readings (default {TURNS})")
+
+
+def _add_measure(measure: argparse.ArgumentParser) -> None:
+    measure.add_argument("trace", metavar="TRACE", help="a trace file (.jsonl, also .gz or .zst)")
+    measure.add_argument("--out", required=True, type=file, metavar="RUN", help="the run file (.json)")
+    measure.add_argument(
+        "--model", metavar="NAME|FOLDER", help="filled with random weights (default: the model that the trace names)"
+    )
+    _add_blank(measure)
+    measure.add_argument(
+        "--policy", nargs="+", default=["all"], metavar="NAME", help='names or patterns (default: "all" that apply)'
+    )
+    measure.add_argument("--gamma", type=int, default=GAMMA, metavar="N", help=f"drafted tokens per round ({GAMMA})")
+    room = measure.add_mutually_exclusive_group()
+    room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts with slots (default 0.5)")
+    room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
+    measure.add_argument("--tokens", type=_count, metavar="N", help="only the first N tokens of the trace")
+    measure.add_argument(
+        "--repeats", type=_count, default=REPEATS, metavar="N", help=f"runs of each policy (default {REPEATS})"
+    )
+
+
+def _add_blank(command: argparse.ArgumentParser) -> None:
+    """Models of which only the configuration is needed, and where they are."""
+    command.add_argument("--draft", metavar="NAME|FOLDER", help="a draft model (default: the one that goes with it)")
+    command.add_argument("--device", metavar="cuda|cpu", help="default: cuda where there is one")
+    command.add_argument("--dtype", choices=DTYPES, help="default: float32 on the CPU, bfloat16 on a GPU")
+    command.add_argument("--link-gbps", type=float, metavar="G", help="on the CPU: slow copies to G * 10^9 bytes/s")
+    command.add_argument("--host-memory", metavar="SIZE", help="host memory to stay within (default: what is free)")
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:

@@ -75,23 +75,25 @@ class Layers(NamedTuple):
 def fit_layers(spans: Sequence[Span], kernels: Mapping[int, float]) -> Layers:
     """Takes layers with everything resident apart.
 
-    `kernels` are the times of one expert alone by its tokens.  What it takes inside a layer is more, or less, by a
-    constant, which is found from layers that need more experts and others that need fewer: tokens per expert do not
-    tell, since they always add up to the same.
+    `kernels` are the times of one expert alone by its tokens, over and over.  What it takes inside a layer is more:
+    nothing is at hand there, and on the CPU the threads that share a product of several rows are asleep, while a single
+    row needs none of them.  So it is more by one constant for experts of one token and by another for all others, which
+    are found from layers of equally many tokens that spread differently over experts.
     """
     counts = sorted({span.tokens for span in spans})
     alone = [sum(_between(kernels, tokens) for tokens in span.experts) for span in spans]
     rest = np.array([span.ns for span in spans], float) - np.array(alone)
-    columns = np.zeros((len(spans), len(counts) + 1))
+    columns = np.zeros((len(spans), len(counts) + 2))
     for row, span in enumerate(spans):
         columns[row, counts.index(span.tokens)] = 1
-        columns[row, -1] = len(span.experts)
+        columns[row, -2:] = span.experts.count(1), len(span.experts) - span.experts.count(1)
     kept = np.ones(len(spans), bool)
     for _ in range(3):  # Readings in which something else had the processor say nothing about experts.
         found, *_rest = np.linalg.lstsq(columns[kept], rest[kept], rcond=None)
         off = rest - columns @ found
         kept = np.abs(off) <= 4 * np.median(np.abs(off))
-    expert = {tokens: max(0.0, ns + float(found[-1])) for tokens, ns in kernels.items()}
+    one, several = map(float, found[-2:])
+    expert = {tokens: max(0.0, ns + (one if tokens == 1 else several)) for tokens, ns in kernels.items()}
     layers = Layers({}, expert, Median.of(list(off)))
     for count in counts:
         readings = [span.ns - layers.of(span) for span in spans if span.tokens == count]

@@ -69,6 +69,25 @@ class HostStore:
         return zlib.crc32(self.blob(key).numpy().data)
 
 
+class SharedStore(HostStore):
+    """Experts that share the memory of `distinct` ones, for timing alone: what they hold is the same."""
+
+    def __init__(
+        self, layout: Layout, keys: int, distinct: int, pin: bool = False, available: int | None = None
+    ) -> None:
+        """The rest as in `HostStore`, and so are errors."""
+        super().__init__(layout, min(keys, distinct), pin, available)
+        self._distinct = self.keys
+        self.keys = keys
+
+    def rows(self, key: int, count: int) -> torch.Tensor:
+        """Contiguous whatever the key; IndexError for more rows than there are distinct ones."""
+        if not 0 <= key <= self.keys - count or count > self._distinct:
+            raise IndexError(f"experts {key} to {key + count - 1} of {self.keys}, {self._distinct} of them distinct")
+        first = min(key % self._distinct, self._distinct - count)
+        return self._blobs[first : first + count]
+
+
 def require_memory(needed: int, available: int | None, what: str) -> None:
     """Raises InputError when `what` takes more than `available` bytes; None asks the system."""
     if available is None:

@@ -28,13 +28,14 @@ from spmoe.scheduler import Scheduler
 from spmoe.setting import resolve_setting
 from spmoe.state.commands import Command
 from spmoe.state.events import Event, LayerDone
-from spmoe.trace.schema import DraftShape, ModelShape, TraceInMemory
+from spmoe.trace.schema import DraftShape, ModelShape, Trace, TraceInMemory
 from spmoe.trace.windows import requests
 
 GAMMAS: Final = (4, 0, 1, 2, 8, 16)
 GAMMA: Final = 4
 TOKENS: Final = 32
-FEW_TOKENS: Final = 8
+FEW: Final = 4
+"""What is slow gets a part of the tokens, one of so many."""
 RESIDENT: Final = "on-demand.lru"
 FORECASTING: Final = "spmoe.paper"
 HEARING_GATE: Final = "next-gate"
@@ -54,9 +55,13 @@ class Subject(NamedTuple):
 class Study:
     """Readings of a subject, more with every turn: taken between other runs, they know of the same slow minutes."""
 
-    def __init__(self, subject: Subject, gbps: float | None, latency_ns: int) -> None:
-        """Times experts and the link by themselves; `gbps` and `latency_ns` as in `Link`."""
+    def __init__(self, subject: Subject, gbps: float | None, latency_ns: int, tokens: int = TOKENS) -> None:
+        """Times experts and the link by themselves; `gbps` and `latency_ns` as in `Link`.
+
+        Readings of a turn come from `tokens` tokens each, at least 4.
+        """
         self.subject = subject
+        self._tokens = tokens
         bench = subject.bench
         module = find_moe_layers(bench.weights.target)[0].experts
         hidden: int = bench.weights.target.config.get_text_config().hidden_size
@@ -82,7 +87,8 @@ class Study:
         """The CPU computes all experts."""
         self.decisions: dict[str, Median] = {}
         """What schedulers take per layer, by policy."""
-        self._link: dict[str, Any] = {"gbps": gbps, "latency_ns": latency_ns}
+        self.gbps = gbps
+        self.latency_ns = latency_ns
         self._keys = bench.shape.layers * bench.shape.experts
         self._traces: dict[int, TraceInMemory] = {}
         self._run(RESIDENT, GAMMA, self._keys)  # Warms up.
@@ -98,21 +104,26 @@ class Study:
         self._run(HEARING_GATE, GAMMA, keys, self.hearing_gate.observe)
         self._run(HEARING_WEIGHTS, GAMMA, keys, self.hearing_weights.observe)
         self._run(RESIDENT, GAMMA, keys // 2, self.landing.observe)
-        self._run(ON_HOST, 1, keys // 2, self.on_host.observe, tokens=FEW_TOKENS)
+        self._run(ON_HOST, 1, keys // 2, self.on_host.observe, tokens=max(2, self._tokens // FEW))
 
-    def time_decisions(self, policies: Iterable[str]) -> None:
-        """Times the schedulers of these policies, by repeating what they decided in a run."""
+    def run_decisions(self, policies: Iterable[str]) -> None:
+        """Times the schedulers of these policies, by what they decide in a run."""
+        tokens = max(2, self._tokens // FEW)
         for policy in dict.fromkeys((RESIDENT, *policies)):
-            kept = _Kept()
-            self._run(policy, GAMMA, self._keys // 2, kept.observe, tokens=FEW_TOKENS)
-            config = self._config(policy, GAMMA, self._keys // 2)
-            self.decisions[policy] = _time_scheduler(config, kept.entries, self._trace(FEW_TOKENS))
+            kept = Kept()
+            self._run(policy, GAMMA, self._keys // 2, kept.observe, tokens=tokens)
+            self.time_decisions(self._config(policy, GAMMA, self._keys // 2), kept.entries, self._trace(tokens))
+
+    def time_decisions(self, config: SchedulerConfig, entries: list[Entry], trace: Trace) -> None:
+        """Times the scheduler of a run over `trace`, by repeating what it decided."""
+        self.decisions[config.recipe] = _time_scheduler(config, entries, trace)
 
     def _config(self, policy: str, gamma: int, slots: int, cutoff: int | None = None) -> SchedulerConfig:
         """What a scheduler for such a run is set up with, by figures that do not matter here."""
         bits = 8 * self.subject.bench.dtype.itemsize
-        setting = resolve_setting(self._trace(TOKENS).header, 2 * TOKENS, bits=bits, slots=slots, gamma=gamma)
-        return configure(find_recipe(policy), setting.cost, slots, gamma, 2 * TOKENS, cutoff)[0]
+        context = 2 * self._tokens
+        setting = resolve_setting(self._trace(self._tokens).header, context, bits=bits, slots=slots, gamma=gamma)
+        return configure(find_recipe(policy), setting.cost, slots, gamma, context, cutoff)[0]
 
     def _run(
         self,
@@ -120,14 +131,21 @@ class Study:
         gamma: int,
         slots: int,
         *observers: Observer,
-        tokens: int = TOKENS,
+        tokens: int | None = None,
         cutoff: int | None = None,
     ) -> None:
-        """One request under a policy."""
+        """Two requests under a policy, of `tokens` tokens together (None: as many as for any reading)."""
         bench = self.subject.bench
         shared = SharedSlots(bench.layout, slots, self.subject.distinct, bench.device)
         config = self._config(policy, gamma, slots, cutoff)
-        bench.run(self._trace(tokens), config, shared, observers=observers, **self._link)
+        bench.run(
+            self._trace(tokens or self._tokens),
+            config,
+            shared,
+            observers=observers,
+            gbps=self.gbps,
+            latency_ns=self.latency_ns,
+        )
 
     def _trace(self, tokens: int) -> TraceInMemory:
         if tokens not in self._traces:
@@ -135,7 +153,7 @@ class Study:
         return self._traces[tokens]
 
 
-class _Kept:
+class Kept:
     """Keeps all that happens."""
 
     def __init__(self) -> None:
@@ -145,7 +163,7 @@ class _Kept:
         self.entries.append((event, commands))
 
 
-def _time_scheduler(config: SchedulerConfig, entries: list[Entry], trace: TraceInMemory) -> Median:
+def _time_scheduler(config: SchedulerConfig, entries: list[Entry], trace: Trace) -> Median:
     """What a fresh scheduler takes per layer for the events of a run."""
     known = "future" in find_recipe(config.recipe).needs
     layers = sum(type(event) is LayerDone for event, _ in entries)

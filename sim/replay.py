@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 from sim.driver import Observer
 from sim.pool import check_jobs, spread
 from sim.runner import Progress, Runner
+from spmoe.applies import obstacle, sort_out
 from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, check_distinct
@@ -18,14 +19,14 @@ from spmoe.log import LogWriter
 from spmoe.machine.hardware import Hardware
 from spmoe.policy.horizon import CutoffLayer
 from spmoe.policy.recipe import Recipe
-from spmoe.policy.registry import fallback, recipe, select
+from spmoe.policy.registry import recipe, select
 from spmoe.results.bound import Bound
 from spmoe.results.metrics import Metrics
 from spmoe.results.result import SCHEMA, Result
 from spmoe.results.timeline import TimelineWriter
 from spmoe.setting import Setting, resolve_setting
 from spmoe.trace.reader import TraceFile
-from spmoe.trace.schema import FORECAST_NAMES, Trace
+from spmoe.trace.schema import Trace
 from spmoe.trace.summary import TraceSummary, summarise
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Prepared:
 
     def obstacle(self, policy: str, lossy: bool) -> str | None:
         """Why a policy cannot run here; None where it can."""
-        return _obstacle(recipe(policy), self.trace, self.summary, self.setting, lossy)
+        return obstacle(recipe(policy), self.trace.header, self.summary, self.setting, lossy)
 
     def replay(
         self,
@@ -147,7 +148,7 @@ class Prepared:
         setting = self.setting
         named = [policies] if isinstance(policies, str) else list(policies)
         chosen = select(named)
-        applicable, skipped = _sort_out(chosen, self.trace, self.summary, setting, lossy, named)
+        applicable, skipped = sort_out(chosen, self.trace.header, self.summary, setting, lossy, named)
         outcomes: dict[str, Outcome] = {}
         with ExitStack() as files:
             spans = TimelineWriter(files.enter_context(atomic_write(timeline))) if timeline is not None else None
@@ -267,42 +268,3 @@ def _warnings(recipes: Sequence[Recipe], setting: Setting, bounds: Mapping[str, 
         "some layers need more experts at once than their cache has slots, and run in waves: "
         f"{', '.join(narrow[:2])}{others}",
     )
-
-
-def _sort_out(
-    chosen: Iterable[Recipe],
-    trace: Trace,
-    summary: TraceSummary,
-    setting: Setting,
-    lossy: bool,
-    named: Container[str],
-) -> tuple[list[Recipe], dict[str, str]]:
-    """Those that trace and cache allow, and why not the others; one `named` outright that they do not is an error."""
-    applicable, skipped = [], {}
-    for candidate in chosen:
-        missing = _obstacle(candidate, trace, summary, setting, lossy)
-        if missing is None:
-            applicable.append(candidate)
-        elif candidate.name in named:
-            raise InputError(f"policy {candidate.name}: {missing}")
-        else:
-            skipped[candidate.name] = missing
-    return applicable, skipped
-
-
-def _obstacle(candidate: Recipe, trace: Trace, summary: TraceSummary, setting: Setting, lossy: bool) -> str | None:
-    if not (candidate.lossless or lossy):
-        return "changes the model's output; --lossy (lossy=True) allows it"
-    lacking = set(FORECAST_NAMES).difference(trace.header.forecasts)
-    for name in sorted(candidate.needs & lacking):
-        instead = fallback(candidate, lacking)
-        hint = f"; {instead.name} does without" if instead else ""
-        return f"needs {name} forecasts, which the trace does not have{hint}"
-    if "popularity" in candidate.needs and summary.requests < 2:
-        return "learns from other requests, and the trace has only one"
-    if "cpu" in candidate.needs and setting.hardware.cpu is None:
-        return f"needs the speed of the CPU, which hardware {setting.hardware.name} does not tell"
-    least = candidate.placement.least(setting.shape)
-    if setting.slots < least:
-        return f"needs at least {least} slots, and there are {setting.slots}"
-    return None

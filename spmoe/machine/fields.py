@@ -68,11 +68,20 @@ class Fields:
             self._refuse(name, expected, value)
         return Decimal(value)
 
-    def whole(self, name: str) -> int:
-        """A whole number above zero."""
-        value = self._take(name, "a whole number above 0")
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            self._refuse(name, "a whole number above 0", value)
+    def numbers(self, name: str) -> tuple[Decimal, ...]:
+        """At least one finite number, all above zero."""
+        expected = "a list of numbers above 0 (and at most 10^12)"
+        values = self._take(name, expected)
+        if not isinstance(values, list) or not values or not all(map(_positive, values)):
+            self._refuse(name, expected, values)
+        return tuple(map(Decimal, values))
+
+    def whole(self, name: str, zero: bool = False) -> int:
+        """A whole number above zero, or with `zero` from there on."""
+        expected = f"a whole number {'from' if zero else 'above'} 0"
+        value = self._take(name, expected)
+        if isinstance(value, bool) or not isinstance(value, int) or value < (not zero):
+            self._refuse(name, expected, value)
         return value
 
     def one_of(self, name: str, parse: Callable[[str], float]) -> float:
@@ -116,11 +125,26 @@ class Fields:
             )
 
 
+def _positive(value: object) -> bool:
+    return isinstance(value, int | Decimal) and not isinstance(value, bool) and 0 < value <= 10**12
+
+
 def read_fields(path: Path, place: str) -> Fields:
     """The JSON object in the file `path`, called `place` in messages.
 
     Raises InputError when the file cannot be read, is not one JSON object, or repeats a key.
     """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{place}: expected UTF-8 text") from None
+    return parse_fields(text, place)
+
+
+def parse_fields(text: str, place: str) -> Fields:
+    """The JSON object that `text` is; InputError as in `read_fields`."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -131,13 +155,7 @@ def read_fields(path: Path, place: str) -> Fields:
         return seen
 
     try:
-        document = json.loads(
-            path.read_text("utf-8"), object_pairs_hook=unique, parse_float=Decimal, parse_constant=lambda name: name
-        )
-    except OSError as error:
-        raise InputError(f"{place}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{place}: expected UTF-8 text") from None
+        document = json.loads(text, object_pairs_hook=unique, parse_float=Decimal, parse_constant=lambda name: name)
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: line {error.lineno}: expected JSON, {error.msg}") from None
     except InputError:

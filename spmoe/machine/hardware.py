@@ -105,7 +105,11 @@ def load_hardware(name_or_path: str | Path) -> Hardware:
 
 
 def _read(path: Path, place: str) -> Hardware:
-    root = read_fields(path, place)
+    return read_hardware(read_fields(path, place))
+
+
+def read_hardware(root: Fields) -> Hardware:
+    """The profile that `root` holds, and nothing else; InputError as in `load_hardware`."""
     hardware = Hardware(
         name=root.text("name"),
         kind=cast(Literal["measured", "datasheet"], root.text("kind", _KINDS)),

@@ -1,0 +1,171 @@
+"""Policies timed on a trace: real computation, real transfers, and whatever the trace says came of them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from engine.bench import Bench
+from engine.families import find_moe_layers
+from engine.profile import Profile
+from engine.slots import SharedSlots
+from engine.study import Kept, Study
+from spmoe.applies import sort_out
+from spmoe.config import SchedulerConfig, configure
+from spmoe.errors import InputError
+from spmoe.policy.recipe import Recipe
+from spmoe.policy.registry import select
+from spmoe.policy.runtime import NATIVE
+from spmoe.results.metrics import Metrics, MetricsFold
+from spmoe.results.run import Measured, Run, TraceIdentity, hardware_of
+from spmoe.setting import Setting, resolve_setting
+from spmoe.trace.schema import TraceInMemory
+from spmoe.trace.summary import TraceSummary, summarise
+
+NAME: Final = "measured"
+"""Of the profile inside a run file."""
+
+Told = Callable[[str], Any]
+"""Hears what is done next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many experts have slots, at most one of the two, and how many tokens a round drafts."""
+
+    cache: float | None = None
+    slots: int | None = None
+    gamma: int = 4
+
+
+class Measurement:
+    """Times policies on the beginning of a trace, and the machine in between, so that both know of the same minutes."""
+
+    def __init__(self, study: Study, trace: TraceInMemory, policies: Sequence[str], room: Room) -> None:
+        """`policies` are names or patterns, as in `select`; those that do not apply are left out unless named outright.
+
+        Takes a first turn of `study`.  Raises InputError for policies and room that do not fit the trace.
+        """
+        self._study = study
+        self._trace = trace
+        summary = summarise(trace)
+        self._longest = summary.longest_request
+        study.turn()
+        study.run_decisions(())
+        setting = self._setting(room)
+        self._recipes, self.skipped = _choose(policies, trace, summary, setting, study.subject.bench)
+        self._configs = {one.name: self._configure(one, setting) for one in self._recipes}
+        self._slots = SharedSlots(
+            study.subject.bench.layout, setting.slots, study.subject.distinct, study.subject.bench.device
+        )
+        self._runs: dict[str, list[Metrics]] = {one.name: [] for one in self._recipes}
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Those that are run."""
+        return tuple(self._configs)
+
+    def repeat(self, told: Told = lambda what: None) -> None:
+        """Runs every policy once more, in another order each time, and takes a turn of the study behind them."""
+        first = len(next(iter(self._runs.values())))
+        names = list(self._configs)
+        # Who runs early and who late changes: a machine that slows down must not do so for always the same ones.
+        start = first * len(names) // 3 % len(names)
+        for name in (*names[start:], *names[:start]):
+            told(name)
+            self._runs[name].append(self._run(self._configs[name], first == 0))
+        told("profile")
+        self._study.turn()
+
+    def result(self, identity: TraceIdentity, link: str) -> Run:
+        """All that was measured, after one repetition at least; `link` as in `Profile.document`."""
+        study, trace = self._study, self._trace
+        profile = Profile(study).document(NAME, link)
+        draft = trace.header.draft
+        assert draft is not None
+        return Run(
+            trace=identity,
+            machine=describe_machine(study.subject.bench.device),
+            model=trace.header.model,
+            draft=draft,
+            bits=8 * study.subject.bench.dtype.itemsize,
+            longest_request=self._longest,
+            link_gbps=study.gbps,
+            profile=profile,
+            hardware=hardware_of(profile, NAME),
+            policies=tuple(
+                Measured(self._configs[name], tuple(_tpot_ms(each) for each in runs), runs[-1].loads)
+                for name, runs in self._runs.items()
+            ),
+            skipped=self.skipped,
+        )
+
+    def _run(self, config: SchedulerConfig, keep: bool) -> Metrics:
+        study, fold, kept = self._study, MetricsFold(config.experts), Kept()
+        observers = (fold.observe, kept.observe) if keep else (fold.observe,)
+        study.subject.bench.run(
+            self._trace, config, self._slots, gbps=study.gbps, latency_ns=study.latency_ns, observers=observers
+        )
+        if keep:
+            study.time_decisions(config, kept.entries, self._trace)
+        return fold.result()
+
+    def _setting(self, room: Room) -> Setting:
+        bits = 8 * self._study.subject.bench.dtype.itemsize
+        profile = hardware_of(Profile(self._study).document(NAME), NAME)
+        return resolve_setting(
+            self._trace.header,
+            self._longest,
+            hardware=profile,
+            bits=bits,
+            cache=room.cache,
+            slots=room.slots,
+            gamma=room.gamma,
+        )
+
+    def _configure(self, one: Recipe, setting: Setting) -> SchedulerConfig:
+        return configure(one, setting.cost, setting.slots, setting.gamma, self._longest)[0]
+
+
+def _choose(
+    policies: Sequence[str], trace: TraceInMemory, summary: TraceSummary, setting: Setting, bench: Bench
+) -> tuple[list[Recipe], dict[str, str]]:
+    """Those that run as they are, and why not the others."""
+    chosen, skipped = sort_out(select(policies), trace.header, summary, setting, False, policies)
+    for one in chosen:
+        if (missing := _obstacle(one, bench)) is not None:
+            if one.name in policies:
+                raise InputError(f"policy {one.name}: {missing}")
+            skipped[one.name] = missing
+    found = [one for one in chosen if one.name not in skipped]
+    if not found:
+        raise InputError(f"policies: none of those that {' '.join(policies)} names can be measured here")
+    return found, skipped
+
+
+def _obstacle(one: Recipe, bench: Bench) -> str | None:
+    """Why the engine cannot run a policy as the simulator would; None where it can."""
+    if one.runtime != NATIVE:
+        return f"has a runtime of its own, which the engine does not imitate: {'; '.join(one.runtime.explain())}"
+    if "draft" in one.needs and bench.layer_map is None:
+        return f"needs draft forecasts, which these models do not give: {bench.why}"
+    if "next_gate" in one.needs and any(layer.norm is None for layer in find_moe_layers(bench.weights.target)):
+        return "needs next_gate forecasts, which this model does not give: the norm behind attention was not found"
+    return None
+
+
+def _tpot_ms(metrics: Metrics) -> float:
+    """Of a run that put out tokens, as all do."""
+    tpot = metrics.tpot_ms
+    assert tpot is not None
+    return tpot
+
+
+def describe_machine(device: torch.device) -> str:
+    """What it was measured on, in words."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return f"{device.type} ({where}), torch {torch.__version__}, Python {platform.python_version()}"
