@@ -110,6 +110,7 @@ def _add_measure(measure: argparse.ArgumentParser) -> None:
     room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts with slots (default 0.5)")
     room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
     measure.add_argument("--tokens", type=_count, metavar="N", help="only the first N tokens of the trace")
+    measure.add_argument("--logs", type=file, metavar="FOLDER", help="write the decision log of each policy's last run")
     measure.add_argument(
         "--repeats", type=_count, default=REPEATS, metavar="N", help=f"runs of each policy (default {REPEATS})"
     )

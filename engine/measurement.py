@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import torch
 
@@ -17,6 +17,7 @@ from engine.study import Kept, Study
 from spmoe.applies import sort_out
 from spmoe.config import SchedulerConfig, configure
 from spmoe.errors import InputError
+from spmoe.log import LogWriter
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import select
 from spmoe.policy.runtime import NATIVE
@@ -62,12 +63,21 @@ class Measurement:
         self._slots = SharedSlots(
             study.subject.bench.layout, setting.slots, study.subject.distinct, study.subject.bench.device
         )
+        self._kept: dict[str, Kept] = {}
+        """What happened in each policy's last run."""
         self._runs: dict[str, list[Metrics]] = {one.name: [] for one in self._recipes}
 
     @property
     def policies(self) -> tuple[str, ...]:
         """Those that are run."""
         return tuple(self._configs)
+
+    def log(self, policy: str, stream: IO[str]) -> None:
+        """Writes the decision log of the policy's last run."""
+        writer = LogWriter(stream, self._configs[policy])
+        for event, commands in self._kept[policy].entries:
+            writer.observe(event, commands)
+        writer.close()
 
     def repeat(self, told: Told = lambda what: None) -> None:
         """Runs every policy once more, in another order each time, and takes a turn of the study behind them."""
@@ -77,7 +87,7 @@ class Measurement:
         start = first * len(names) // 3 % len(names)
         for name in (*names[start:], *names[:start]):
             told(name)
-            self._runs[name].append(self._run(self._configs[name], first == 0))
+            self._runs[name].append(self._run(self._configs[name]))
         told("profile")
         self._study.turn()
 
@@ -104,14 +114,19 @@ class Measurement:
             skipped=self.skipped,
         )
 
-    def _run(self, config: SchedulerConfig, keep: bool) -> Metrics:
+    def _run(self, config: SchedulerConfig) -> Metrics:
         study, fold, kept = self._study, MetricsFold(config.experts), Kept()
-        observers = (fold.observe, kept.observe) if keep else (fold.observe,)
         study.subject.bench.run(
-            self._trace, config, self._slots, gbps=study.gbps, latency_ns=study.latency_ns, observers=observers
+            self._trace,
+            config,
+            self._slots,
+            gbps=study.gbps,
+            latency_ns=study.latency_ns,
+            observers=(fold.observe, kept.observe),
         )
-        if keep:
+        if config.recipe not in self._kept:
             study.time_decisions(config, kept.entries, self._trace)
+        self._kept[config.recipe] = kept
         return fold.result()
 
     def _setting(self, room: Room) -> Setting:

@@ -24,12 +24,12 @@ from engine.report import show
 from engine.study import Study
 from spmoe.cli import json_output, printable
 from spmoe.errors import InputError
-from spmoe.files import check_distinct
+from spmoe.files import atomic_write, check_distinct, reason
 from spmoe.machine.geometry import geometry, geometry_names
 from spmoe.machine.units import format_size
 from spmoe.policy.registry import RECIPES
 from spmoe.policy.runtime import NATIVE
-from spmoe.results.run import Run, TraceIdentity, hardware_of
+from spmoe.results.run import Run, TraceIdentity, hardware_of, log_path
 from spmoe.trace.excerpt import excerpt
 from spmoe.trace.reader import TraceFile
 
@@ -74,6 +74,7 @@ def measure(options: argparse.Namespace) -> None:
     room = Room(options.cache, options.slots, options.gamma)
     if options.cache is options.slots is None:
         room = Room(0.5, None, options.gamma)
+    logs = None if options.logs is None else _folder(options.logs)
     with json_output(options.out) as write, _telling_memory(device):
         study = Study(pair.build(device, _host_memory(options)), options.link_gbps, LATENCY_NS)
         measurement = Measurement(study, trace, options.policy, room)
@@ -81,6 +82,10 @@ def measure(options: argparse.Namespace) -> None:
             for _ in range(options.repeats):
                 measurement.repeat(told)
         run = measurement.result(identity, _link(options))
+        if logs is not None:
+            for policy in measurement.policies:
+                with atomic_write(log_path(logs, policy)) as stream:
+                    measurement.log(policy, stream)
         write(run.to_json())
     _show(run, Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, highlight=False))
 
@@ -103,6 +108,15 @@ def _usual_draft(model: str) -> str:
     if usual is None:
         raise InputError(f"model {model}: no draft is known that goes with it; expected --draft NAME or FOLDER")
     return usual
+
+
+def _folder(path: str) -> Path:
+    """A folder to write to, made where it is not there; InputError where it cannot be."""
+    try:
+        Path(path).mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made: {reason(error)}") from None
+    return Path(path)
 
 
 def _host_memory(options: argparse.Namespace) -> int | None:

@@ -1,13 +1,16 @@
-"""`python -m sim`: policies, replay, cutoff, forecasts, sweep, plot, cost, check, import."""
+"""`python -m sim`: policies, replay, cutoff, forecasts, sweep, plot, fidelity, cost, check, import."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from sim.cutoff import study_cutoff
+from sim.fidelity import fidelity
 from sim.forecast_tables import show_forecasts
 from sim.forecasts import forecasts
 from sim.grid import grid
@@ -20,6 +23,7 @@ from sim.report import (
     progress_bar,
     show_cost,
     show_cutoff,
+    show_fidelity,
     show_policies,
     show_replay,
     show_summary,
@@ -28,9 +32,11 @@ from sim.report import (
 from sim.sweep import count_done, run_sweep
 from sim.table import check_format
 from spmoe.cli import Commands, json_output, named_file, run_command, start
-from spmoe.files import check_distinct
+from spmoe.files import atomic_write, check_distinct
 from spmoe.machine.geometry import draft_model, geometry
 from spmoe.policy.registry import recipe, select
+from spmoe.results.run import read_run
+from spmoe.results.timeline import TimelineWriter
 from spmoe.setting import resolve_setting
 from spmoe.trace.draws import Rates
 from spmoe.trace.importers import import_trace
@@ -130,6 +136,28 @@ def run_plot(options: argparse.Namespace) -> None:
     print(out)
 
 
+def run_fidelity(options: argparse.Namespace) -> None:
+    """Simulate what the engine has timed, and compare."""
+    inputs = {f"run {number}": path for number, path in enumerate(dict.fromkeys(options.run), 1)}
+    check_distinct(**inputs, trace=options.trace, timeline=options.timeline, json=named_file(options.json))
+    with json_output(options.json) as write_json, ExitStack() as stack:
+        spans = None
+        if options.timeline is not None:
+            spans = TimelineWriter(stack.enter_context(atomic_write(options.timeline)))
+        with progress_bar(sum(len(read_run(Path(path)).policies) for path in options.run), "policies") as progress:
+            found = fidelity(
+                options.run,
+                options.trace,
+                timeline=spans,
+                logs=None if options.logs is None else Path(options.logs),
+                progress=progress,
+            )
+        if spans is not None:
+            spans.close()
+        write_json(found.to_json())
+    show_fidelity(found, console(sys.stderr if options.json == "-" else sys.stdout))
+
+
 def run_cost(options: argparse.Namespace) -> None:
     """Show what a layer of a full window takes, item by item."""
     trace = TraceFile(options.trace)
@@ -183,6 +211,7 @@ COMMANDS: Commands = {
     "forecasts": run_forecasts,
     "sweep": run_swept,
     "plot": run_plot,
+    "fidelity": run_fidelity,
     "cost": run_cost,
     "check": run_check,
     "import": run_import,

@@ -62,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     _add_sweep(commands.add_parser("sweep", help="replays over a grid, on all cores: a table with one row per cell"))
     _add_plot(commands.add_parser("plot", help="draw what a sweep found: TPOT against cache share, gamma or cutoff"))
 
+    _add_fidelity(commands.add_parser("fidelity", help="the simulator's times against those that the engine measured"))
+
     cost = commands.add_parser("cost", help="where the times come from: the cost model, item by item")
     cost.add_argument("trace", metavar="TRACE", help="for its model, draft and longest request")
     _add_setting(cost)
@@ -97,6 +99,18 @@ def _add_setting(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--as-model", metavar="NAME", help="take sizes and times from this model, of as many layers and experts"
     )
+
+
+def _add_fidelity(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", nargs="+", metavar="RUN", help="run files of python -m engine measure")
+    command.add_argument(
+        "--trace", metavar="FILE", type=file, help="what was run (default: by its name, beside RUN or in traces)"
+    )
+    command.add_argument("--json", metavar="FILE", help="write the comparison as JSON; - for standard output")
+    command.add_argument(
+        "--timeline", metavar="FILE", type=file, help="a Chrome trace of one run, predicted and measured; needs --logs"
+    )
+    command.add_argument("--logs", metavar="FOLDER", help="the decision logs of the run, as measure --logs wrote them")
 
 
 def _add_sweep(command: argparse.ArgumentParser) -> None:

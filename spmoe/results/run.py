@@ -170,6 +170,11 @@ def read_run(path: Path) -> Run:
     return run
 
 
+def log_path(logs: Path, policy: str) -> Path:
+    """Where in the folder `logs` the decision log of a policy's run is."""
+    return logs / f"{policy}.log"
+
+
 def hardware_of(profile: Mapping[str, Any], place: str) -> Hardware:
     """The profile that a document is, called `place` in messages; InputError as in `load_hardware`."""
     return read_hardware(parse_fields(json.dumps(profile), place))
