@@ -19,6 +19,7 @@ from engine.host import HostResult, HostWorker
 from engine.link import Completion, Link
 from spmoe.machine.cost import CostModel
 from spmoe.occupancy import CpuSchedule, LinkSchedule
+from spmoe.policy.recipe import Told
 from spmoe.policy.runtime import NATIVE
 from spmoe.state.commands import Submit
 from spmoe.state.events import BatchArrived, BatchFailed, HostComputed
@@ -180,12 +181,13 @@ class RealClock:
 class VirtualClock:
     """The times of a cost model, for runs that decide as the simulator does."""
 
-    def __init__(self, link: Link, host: HostWorker, cost: CostModel, policy_ns: int = 0) -> None:
-        """`policy_ns` is what a layer takes more under the policy that decides."""
+    def __init__(self, link: Link, host: HostWorker, cost: CostModel, policy: str, told: Told) -> None:
+        """`policy` is the name of the recipe that decides, and `told` what it hears of routers."""
         self._link = link
         self._host = host
         self._cost = cost
-        self._policy_ns = policy_ns
+        self._decision_ns = cost.decision_ns(policy)
+        self._told = told
         self._link_times = LinkSchedule(cost, NATIVE)
         self._cpu_times = CpuSchedule(cost)
         self._due: list[tuple[int, int, int, BatchArrived | HostComputed]] = []
@@ -223,23 +225,24 @@ class VirtualClock:
 
     def attended(self, layer: int, tokens: int, context: int) -> Iterable[Happening]:
         entry = 0 if layer else self._cost.entry_ns()
-        yield from self._pass(self._cost.layer_ns(tokens, context) + self._policy_ns + entry)
+        hearing = self._cost.hearing_ns(tokens, self._told.next_gate, self._told.gates)
+        yield from self._look_behind(self._cost.layer_ns(tokens, context) + self._decision_ns + hearing + entry)
         self._landings = 0
 
     def computed(self, tokens: Sequence[int]) -> Iterable[Happening]:
         return self._pass(sum(self._cost.expert_times(tokens)))
 
     def accepted(self, tokens: int) -> Iterable[Happening]:
-        return self._pass(self._cost.round_ns(tokens))
+        return self._look_behind(self._cost.round_ns(tokens))
 
     def wait(self) -> Iterable[Happening]:
         if not self._due:
             raise RuntimeError(f"nothing is left to happen at {self.now} ns, and the verifier still waits")
         began = self.now
-        happening = self._next()
+        self.now = self._due[0][0]
         self.idle_ns += self.now - began
         self._debt = self._landing_ns()
-        yield happening
+        yield self._next()
 
     def _expect(self, rank: int, event: BatchArrived | HostComputed) -> None:
         heappush(self._due, (event.time, rank, self._number, event))
@@ -250,17 +253,35 @@ class VirtualClock:
         self._debt = 0
         while self._due and self._due[0][0] <= end:
             end += self._landing_ns()
+            self.now = self._due[0][0]
             yield self._next()
         self.now = end
 
+    def _look_behind(self, duration: int) -> Iterator[Happening]:
+        """The same where a driver that is blind learns only at the end of what happened, and while it does so of what
+        happens then."""
+        if not self._cost.blind:
+            yield from self._pass(duration)
+            return
+        self.now += duration + self._debt
+        self._debt = 0
+        while self._due and self._due[0][0] <= self.now:
+            known, cost = self.now, 0
+            while self._due and self._due[0][0] <= known:
+                cost += self._landing_ns()
+                yield self._next()
+            self.now += cost
+
     def _landing_ns(self) -> int:
-        """What one more thing that happened costs the thread that drives the run."""
+        """What it costs the thread that drives the run to hear of what happens next."""
+        if isinstance(self._due[0][3], HostComputed):
+            return self._cost.result_ns()
         self._landings += 1
         return self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns(self._landings)
 
     def _next(self) -> Happening:
-        """What happens next, once it has really happened too."""
-        self.now, _, _, event = heappop(self._due)
+        """What happens next, known now, once it has really happened too."""
+        event = heappop(self._due)[3]._replace(time=self.now)
         if isinstance(event, HostComputed):
             result = self._host.wait()
             if (result.layer, result.expert) != (event.layer, event.expert):

@@ -72,28 +72,26 @@ class Layers(NamedTuple):
         return sum(_between(self.expert, tokens) for tokens in span.experts)
 
 
-def fit_layers(spans: Sequence[Span], kernels: Mapping[int, float]) -> Layers:
+def fit_layers(spans: Sequence[Span], kernels: Mapping[int, float], seen: bool) -> Layers:
     """Takes layers with everything resident apart.
 
-    `kernels` are the times of one expert alone by its tokens, over and over.  What it takes inside a layer is more:
-    nothing is at hand there, and on the CPU the threads that share a product of several rows are asleep, while a single
-    row needs none of them.  So it is more by one constant for experts of one token and by another for all others, which
-    are found from layers of equally many tokens that spread differently over experts.
+    `seen`: experts are computed when the driver is done with them, as on the CPU; a GPU may only have been told, and
+    what experts take shows in how long whole layers last.  `kernels` are the times of one expert alone by its tokens,
+    over and over.  Inside a layer it is more: nothing is at hand there, and on the CPU the threads that share a product
+    of several rows are asleep, while a single row needs none of them.  So it is more by one constant for experts of one
+    token and by another for all others, which are found from layers whose tokens spread differently over experts.
     """
     counts = sorted({span.tokens for span in spans})
     alone = [sum(_between(kernels, tokens) for tokens in span.experts) for span in spans]
-    rest = np.array([span.ns for span in spans], float) - np.array(alone)
-    columns = np.zeros((len(spans), len(counts) + 2))
+    took = [float(span.computing if seen else span.ns) for span in spans]
+    # Bookkeeping is the same for all where only experts are timed.
+    columns = np.zeros((len(spans), 2 + (1 if seen else len(counts))))
     for row, span in enumerate(spans):
-        columns[row, counts.index(span.tokens)] = 1
-        columns[row, -2:] = span.experts.count(1), len(span.experts) - span.experts.count(1)
-    kept = np.ones(len(spans), bool)
-    for _ in range(3):  # Readings in which something else had the processor say nothing about experts.
-        found, *_rest = np.linalg.lstsq(columns[kept], rest[kept], rcond=None)
-        off = rest - columns @ found
-        kept = np.abs(off) <= 4 * np.median(np.abs(off))
-    one, several = map(float, found[-2:])
-    expert = {tokens: max(0.0, ns + (one if tokens == 1 else several)) for tokens, ns in kernels.items()}
+        single = span.experts.count(1)
+        columns[row, :2] = single, len(span.experts) - single
+        columns[row, 2 + (0 if seen else counts.index(span.tokens))] = 1
+    found, off = _closest(columns, np.array(took) - np.array(alone))
+    expert = {tokens: max(0.0, ns + float(found[0 if tokens == 1 else 1])) for tokens, ns in kernels.items()}
     layers = Layers({}, expert, Median.of(list(off)))
     for count in counts:
         readings = [span.ns - layers.of(span) for span in spans if span.tokens == count]
@@ -102,23 +100,37 @@ def fit_layers(spans: Sequence[Span], kernels: Mapping[int, float]) -> Layers:
     return layers
 
 
-def fit_landings(spans: Sequence[Span], layers: Layers) -> tuple[dict[int, float], Median]:
-    """What arrivals add to a layer, by how many there are of them: the first as a rule costs more, as the thread was
-    asleep.  The second value is by how much single layers are off."""
-    readings: dict[int, list[float]] = {}
-    for span in spans:
-        base = _between({count: each.ns for count, each in layers.base.items()}, span.tokens)
-        readings.setdefault(span.landed, []).append(span.ns - base - layers.of(span))
-    landed = {count: each for count, each in readings.items() if count and len(each) >= _FEW}
-    x = np.array([count for count, each in landed.items() for _ in each], float)
-    y = np.array([each for several in landed.values() for each in several], float)
-    if len(landed) < 2:
-        per = max(0.0, float(np.mean(y / x))) if len(y) else 0.0
-        return {1: per, 2: 2 * per}, Median.of(list(y - per * x) or [0.0])
-    columns = np.stack([np.ones_like(x), x], 1)
-    (first, per), *_ = np.linalg.lstsq(columns, y, rcond=None)
-    first, per = max(0.0, float(first)), max(0.0, float(per))
-    return {1: first + per, 2: first + 2 * per}, Median.of(list(y - first - per * x))
+class Landings(NamedTuple):
+    """What arrivals add to a layer, by how many there are (1 and 2), and what is not explained by that."""
+
+    by_arrivals: dict[int, float]
+    off: Median
+
+
+def fit_landings(spans: Sequence[Span], layers: Layers) -> Landings:
+    """Layers in which experts arrived, against what they take without."""
+    base = {count: each.ns for count, each in layers.base.items()}
+    landed = [span for span in spans if span.landed]
+    if not landed:
+        return Landings({1: 0.0, 2: 0.0}, Median.of([0.0]))
+    several = len({span.landed for span in landed}) > 1
+    columns = np.array([[span.landed, 1.0][: 1 + several] for span in landed])
+    more = np.array([span.ns - layers.of(span) - _between(base, span.tokens) for span in landed])
+    found, off = _closest(columns, more)
+    per, first = max(0.0, float(found[0])), float(found[1]) if several else 0.0
+    first = max(0.0, first + per)
+    return Landings({1: first, 2: first + per}, Median.of(list(off)))
+
+
+def _closest(columns: Any, values: Any) -> tuple[Any, Any]:
+    """What explains `values` best, and by how much it fails to: readings far off, in which something else had the
+    processor, are left out."""
+    kept = np.ones(len(values), bool)
+    for _ in range(3):
+        found, *_rest = np.linalg.lstsq(columns[kept], values[kept], rcond=None)
+        off = values - columns @ found
+        kept = np.abs(off) <= 4 * np.median(np.abs(off))
+    return found, off
 
 
 def _between(points: Mapping[int, float], count: int) -> float:
@@ -133,7 +145,7 @@ def _between(points: Mapping[int, float], count: int) -> float:
     return points[low] + (points[high] - points[low]) * (count - low) / (high - low)
 
 
-def medians(groups: Mapping[int, Sequence[int]]) -> dict[int, Median]:
+def medians(groups: Mapping[int, Sequence[float]]) -> dict[int, Median]:
     """Of every group with enough readings; of all where none has."""
     enough = {key: Median.of(each) for key, each in sorted(groups.items()) if len(each) >= _FEW}
     return enough or {key: Median.of(each) for key, each in sorted(groups.items())}

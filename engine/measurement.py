@@ -80,16 +80,16 @@ class Measurement:
         writer.close()
 
     def repeat(self, told: Told = lambda what: None) -> None:
-        """Runs every policy once more, in another order each time, and takes a turn of the study behind them."""
+        """Runs every policy once more, in another order each time, and between them a turn of the study."""
         first = len(next(iter(self._runs.values())))
-        names = list(self._configs)
+        names, steps = list(self._configs), self._study.steps()
         # Who runs early and who late changes: a machine that slows down must not do so for always the same ones.
         start = first * len(names) // 3 % len(names)
-        for name in (*names[start:], *names[:start]):
+        for number, name in enumerate((*names[start:], *names[:start])):
             told(name)
             self._runs[name].append(self._run(self._configs[name]))
-        told("profile")
-        self._study.turn()
+            for step in steps[len(steps) * number // len(names) : len(steps) * (number + 1) // len(names)]:
+                step()
 
     def result(self, identity: TraceIdentity, link: str) -> Run:
         """All that was measured, after one repetition at least; `link` as in `Profile.document`."""

@@ -78,7 +78,7 @@ def measure(options: argparse.Namespace) -> None:
     with json_output(options.out) as write, _telling_memory(device):
         study = Study(pair.build(device, _host_memory(options)), options.link_gbps, LATENCY_NS)
         measurement = Measurement(study, trace, options.policy, room)
-        with _progress(options.repeats * (len(measurement.policies) + 1), "measure") as told:
+        with _progress(options.repeats * len(measurement.policies), "measure") as told:
             for _ in range(options.repeats):
                 measurement.repeat(told)
         run = measurement.result(identity, _link(options))

@@ -31,14 +31,18 @@ class Span(NamedTuple):
     """From where a layer's router spoke to where the next one's did: experts, and the attention behind them.
 
     Behind the last layer it lasts over the end of the round to the beginning of the next.  `tokens` are those of the
-    pass, `experts` the tokens of each expert that was computed in a slot; `ns` is without waits; `landed` counts the
-    arrivals and results of the CPU that the driving thread was told of.
+    pass, `experts` the tokens of each expert that was computed in a slot; `ns` is without waits, and `computing` the
+    part of it until the driver was done with the experts, in which it was told of `landed` arrivals and of `results` of
+    the CPU; `seen` are arrivals that it was told of afterwards.
     """
 
     tokens: int
     experts: tuple[int, ...]
     ns: int
+    computing: int
     landed: int
+    results: int
+    seen: int
 
 
 class Drafted(NamedTuple):
@@ -63,6 +67,8 @@ class PartTimes:
         """Of the last layer."""
         self.notices: list[int] = []
         """From an arrival that ended a wait to where it was known."""
+        self.transfers: list[int] = []
+        """What batches took that arrived while a layer was under way."""
         self.host: dict[int, list[int]] = defaultdict(list)
         """Experts on the CPU, by their tokens."""
         self.handovers: list[int] = []
@@ -127,23 +133,32 @@ class PartTimes:
         plan = commands[-1]
         assert isinstance(event, LayerReached) and isinstance(plan, LayerPlan)
         counts = dict(zip(event.experts, event.tokens, strict=True))
-        reached, waited, landed = event.time, 0, 0
+        reached, waited, done, results = event.time, 0, 0, 0
         arrivals: list[BatchArrived] = []
+        landed = 0
         for event, _ in entries[1:]:
             if isinstance(event, HostComputed):
-                landed += 1
+                results += 1
                 if event.expert == plan.host[0]:
                     self.handovers.append(event.started - reached)
                 self.host[counts[event.expert]].append(event.ended - event.started)
             elif isinstance(event, BatchArrived):
-                landed += 1
                 arrivals.append(event)
             elif isinstance(event, LayerDone):
-                waited = sum(end - start for start, end in event.waits)
+                waited, done, landed = sum(end - start for start, end in event.waits), event.time, len(arrivals)
                 for _, end in event.waits:
                     # The wait is over when what ended it is known: looking at the clock lies between the two.
                     ending = next((each for each in arrivals if each.time >= end), None)
                     if ending is not None:
                         self.notices.append(ending.time - ending.ended)
+        self.transfers += [each.ended - each.started for each in arrivals]
         experts = tuple(count for expert, count in counts.items() if expert not in plan.host)
-        return Span(tokens, experts, until - reached - waited, landed)
+        return Span(
+            tokens,
+            experts,
+            until - reached - waited,
+            done - reached - waited,
+            landed,
+            results,
+            len(arrivals) - landed,
+        )

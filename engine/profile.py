@@ -14,7 +14,7 @@ from engine.fit import Layers, Median, fit_landings, fit_layers, medians, micros
 from engine.kerneltimes import arithmetic, memory_bandwidth
 from engine.parttimes import PartTimes, Span
 from engine.store import available_memory
-from engine.study import RESIDENT, Study
+from engine.study import HEARING_GATE, HEARING_WEIGHTS, RESIDENT, Study
 from spmoe.machine.roofline import Roofline
 from spmoe.machine.units import GIB
 
@@ -27,7 +27,9 @@ class Profile:
     def __init__(self, study: Study) -> None:
         """At least one turn of it."""
         self._study = study
-        self._layers = fit_layers(study.resident.spans, {tokens: each.ns for tokens, each in study.kernels.items()})
+        seen = study.subject.bench.device.type == "cpu"
+        kernels = {tokens: each.ns for tokens, each in study.kernels.items()}
+        self._layers = fit_layers(study.resident.spans, kernels, seen)
         base = {tokens: each.ns for tokens, each in self._layers.base.items()}
         drafts: dict[int, list[int]] = defaultdict(list)
         for token in study.resident.drafts:
@@ -39,7 +41,7 @@ class Profile:
         for span in study.resident.tails:
             tails[span.tokens].append(span.ns - self._layers.of(span))
         self._rounds = {tokens: Median.of(each) for tokens, each in sorted(tails.items()) if tokens in base}
-        self._landings, self._landings_off = fit_landings(study.landing.spans, self._layers)
+        self._landings = fit_landings(study.landing.spans, self._layers)
         self._host = medians(study.on_host.host)
 
     def document(self, name: str, link: str = "") -> dict[str, Any]:
@@ -101,16 +103,18 @@ class Profile:
             "round": _points({tokens: max(0.0, each.ns) for tokens, each in self._rounds.items()}),
             "draft_token": _points({read: each.ns for read, each in self._drafts.items()}),
             "forecast_us": microseconds(self._forecast),
-            "landing": _points(self._landings, "arrivals"),
+            "landing": _points(self._landings.by_arrivals, "arrivals"),
             "draft_landing_us": microseconds(self._draft_landing),
+            "result_us": microseconds(self._result),
             "notice_us": microseconds(max(0.0, middle(study.landing.notices))),
-            "next_gate_us": microseconds(self._more(study.hearing_gate)),
-            "gates_us": microseconds(self._more(study.hearing_weights)),
+            "next_gate": _points(self._more(study.hearing_gate, HEARING_GATE)),
+            "gates": _points(self._more(study.hearing_weights, HEARING_WEIGHTS)),
             "decisions_us": {
                 policy: microseconds(max(0.0, each.ns - simplest)) for policy, each in study.decisions.items()
             },
             "host_expert": _points({tokens: each.ns for tokens, each in self._host.items()}),
             "handover_us": microseconds(max(0.0, middle(study.on_host.handovers))),
+            "transfer": round(self._transfer(), 4),
             "jitter": round(self._jitter(), 4),
         }
 
@@ -130,11 +134,29 @@ class Profile:
             middle([(each.ns - self._drafts[1].ns - each.forecasts * self._forecast) / each.landed for each in tokens]),
         )
 
-    def _more(self, hearing: PartTimes) -> float:
-        """What a layer takes more in these rounds, in which nothing has to be loaded."""
-        base = self._layers.base
-        spans = [span for span in hearing.spans if span.tokens in base and not span.landed]
-        return max(0.0, middle([span.ns - base[span.tokens].ns - self._layers.of(span) for span in spans]))
+    @property
+    def _result(self) -> float:
+        """What a result of the CPU adds, in layers that compute nothing else."""
+        spans = [span for span in self._study.on_host.spans if span.results and not span.experts]
+        return max(0.0, middle([span.computing / span.results for span in spans]))
+
+    def _transfer(self) -> float:
+        """By what factor loads take longer beside a run, on average, than the line of transfers alone says."""
+        study = self._study
+        expected = study.subject.bench.layout.size * study.link.line.slope
+        taken = study.landing.transfers
+        return max(1.0, sum(taken) / len(taken) / expected) if taken else 1.0
+
+    def _more(self, hearing: PartTimes, policy: str) -> dict[int, float]:
+        """What a layer takes more by its tokens in these rounds under `policy`, in which nothing has to be loaded, and
+        which its decisions do not explain."""
+        decisions = self._study.decisions
+        deciding = decisions[policy].ns - decisions[RESIDENT].ns if policy in decisions else 0.0
+        more: dict[int, list[float]] = defaultdict(list)
+        for span in hearing.spans:
+            if span.tokens in self._layers.base and not (span.landed or span.seen):
+                more[span.tokens].append(span.ns - self._layers.base[span.tokens].ns - self._layers.of(span) - deciding)
+        return {tokens: max(0.0, each.ns) for tokens, each in medians(more).items()} or {1: 0.0}
 
     def _jitter(self) -> float:
         """By what factor all that was timed took longer than its medians: readings have a tail to one side."""
@@ -157,7 +179,7 @@ class Profile:
             "expert_alone": _list(study.kernels),
             "round": _list(self._rounds),
             "draft_token": _list(self._drafts),
-            "landing_off_the_fit": self._landings_off.to_json(),
+            "landing_off_the_fit": self._landings.off.to_json(),
             "notice": Median.of(study.landing.notices or [0]).to_json(),
             "host_expert": _list(self._host),
             "host_expert_alone_by_threads": [

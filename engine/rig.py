@@ -67,8 +67,7 @@ class Rig:
             told = self.scheduler.recipe.told
             clock: Clock = RealClock(link, host, start, device)
             if imitated is not None:
-                policy_ns = imitated.decision_ns(config.recipe) + imitated.hearing_ns(told.next_gate, told.gates)
-                clock = VirtualClock(link, host, imitated, policy_ns)
+                clock = VirtualClock(link, host, imitated, config.recipe, told)
             self.driver = Driver(self.scheduler, clock, observers)
             self.vocabulary: int = weights.target.config.get_text_config().vocab_size
             layers = find_moe_layers(weights.target)

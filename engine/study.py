@@ -6,6 +6,7 @@ What bookkeeping, waking up and everything else in between takes is in them, as 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
@@ -95,16 +96,29 @@ class Study:
 
     def turn(self) -> None:
         """Takes readings of everything once more."""
+        for step in self.steps():
+            step()
+
+    def steps(self) -> list[Callable[[], None]]:
+        """What a turn consists of, for who does something else in between."""
         keys, layers = self._keys, self.subject.bench.shape.layers
-        for gamma in GAMMAS:
-            self._run(RESIDENT, gamma, keys, self.resident.observe)
+        few = max(2, self._tokens // FEW)
+        found: list[Callable[[], None]] = [
+            partial(self._run, RESIDENT, gamma, keys, self.resident.observe) for gamma in GAMMAS
+        ]
+        for gamma in (GAMMA, 0):
+            found += [
+                partial(self._run, HEARING_GATE, gamma, keys, self.hearing_gate.observe),
+                partial(self._run, HEARING_WEIGHTS, gamma, keys, self.hearing_weights.observe),
+                partial(self._run, RESIDENT, gamma, keys // 2, self.landing.observe),
+            ]
         # One expert is missing: else nobody would ask for forecasts.
-        self._run(FORECASTING, GAMMA, keys - 1, self.forecasting.observe, cutoff=layers)
-        self._run(FORECASTING, GAMMA, keys // 2, self.prefetching.observe, cutoff=layers)
-        self._run(HEARING_GATE, GAMMA, keys, self.hearing_gate.observe)
-        self._run(HEARING_WEIGHTS, GAMMA, keys, self.hearing_weights.observe)
-        self._run(RESIDENT, GAMMA, keys // 2, self.landing.observe)
-        self._run(ON_HOST, 1, keys // 2, self.on_host.observe, tokens=max(2, self._tokens // FEW))
+        found += [
+            partial(self._run, FORECASTING, GAMMA, keys - 1, self.forecasting.observe, cutoff=layers),
+            partial(self._run, FORECASTING, GAMMA, keys // 2, self.prefetching.observe, cutoff=layers),
+            partial(self._run, ON_HOST, 1, keys // 2, self.on_host.observe, tokens=few),
+        ]
+        return found
 
     def run_decisions(self, policies: Iterable[str]) -> None:
         """Times the schedulers of these policies, by what they decide in a run."""

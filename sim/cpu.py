@@ -25,7 +25,7 @@ class Result(simpy.Event):
         self.layer = layer
         self.expert = expert
         self.started = started
-        self.ended = ended
+        self.ended = self.known = ended
         env.schedule(self, RESULTS, ended - env.now)
 
 

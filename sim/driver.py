@@ -15,7 +15,19 @@ from spmoe.policy.runtime import NATIVE, Runtime
 from spmoe.scheduler import Scheduler
 from spmoe.state.commands import Command, Reply, Submit
 from spmoe.state.events import BatchArrived, Event, HostComputed, LayerReached, RequestBegun
-from spmoe.step import Compute, ComputeLanded, DraftLayers, DraftToken, Effect, HostCompute, Outcome, prefill, step
+from spmoe.step import (
+    Accept,
+    Attention,
+    Compute,
+    ComputeLanded,
+    DraftLayers,
+    DraftToken,
+    Effect,
+    HostCompute,
+    Outcome,
+    prefill,
+    step,
+)
 from spmoe.trace.windows import Request
 from spmoe.unread import Unread
 
@@ -27,6 +39,8 @@ Popularity = Callable[[int], tuple[int, ...]]
 
 
 _DRAFTING: Final = frozenset({DraftLayers, DraftToken})
+_UNSEEING: Final = frozenset({Attention, Accept})
+"""Effects during which a driver that is blind learns of nothing."""
 
 
 class Deadlock(RuntimeError):
@@ -59,17 +73,23 @@ class Driver:
         self.now = 0
         """Where the program stands, in ns; it may be ahead of the event queue while nothing else can happen."""
         self._runtime = runtime
-        self._link = Link(self._env, cost, self._runtime, self._batch_arrived)
-        self._cpu = Cpu(self._env, cost, self._host_computed)
+        self._link = Link(self._env, cost, self._runtime, self._happened)
+        self._cpu = Cpu(self._env, cost, self._happened)
         # Asked with every effect, hence at hand.
         self._overlap = self._runtime.overlap
         self._prefetch_blocks = self._runtime.prefetch_blocks
         self._drafting = False
         """Whether the effect under way is one of the draft's."""
+        self._unseeing = _UNSEEING if cost.blind else frozenset[type[Effect]]()
+        self._blind = False
+        """Whether what happens is known only when the effect under way is over."""
+        self._unseen: list[Arrival | Result] = []
+        """What has happened since."""
         self._landings = 0
-        """Arrivals and results of the CPU since the current layer was reached."""
+        """Arrivals since the current layer was reached."""
         self._debt = 0
-        """What they have cost the thread that drives the run, and the effect under way was not charged with yet."""
+        """What they and results of the CPU have cost the thread that drives the run, and the effect under way was not
+        charged with yet."""
         self._layer = 0
         """The layer reached last."""
         self._pass: Pass
@@ -137,7 +157,10 @@ class Driver:
                     outcome = self._compute_on_host(effect.experts)
                 else:
                     self._drafting = type(effect) in _DRAFTING
+                    self._blind = type(effect) in self._unseeing
                     outcome = self._spend(*self._pass.outcome(effect))
+                    if outcome is not None:
+                        self._blind = False
                 if outcome is None:
                     return
         except StopIteration:
@@ -168,10 +191,14 @@ class Driver:
         self.now = int(self._env.now)
         underway: tuple[int, Any] = done.value  # type: ignore[assignment]
         began, value = underway
+        unseen, self._unseen = self._unseen, []
+        for each in unseen:
+            self._learn(each, self.now)
         if self._debt:
             end, self._debt = self.now + self._debt, 0
             self._until(end, began, value)
             return
+        self._blind = False
         self._carry_out((began, self.now, value))
 
     def _compute_on_host(self, experts: tuple[int, ...]) -> Outcome:
@@ -201,30 +228,34 @@ class Driver:
         self._awaited = effect
         return None
 
-    def _batch_arrived(self, arrival: Arrival) -> None:
-        self._dispatch(BatchArrived(arrival.known, arrival.batch.batch, arrival.started, arrival.ended))
-        for key, _, _ in arrival.batch.loads:
-            if key not in self._on_host:
-                self._landed.append(key)
-        self._go_on(arrival.known)
-
-    def _host_computed(self, result: Result) -> None:
-        self._dispatch(HostComputed(result.ended, result.layer, result.expert, result.started, result.ended))
-        self._results.append(result.expert)
-        self._go_on(result.ended)
-
-    def _go_on(self, now: int) -> None:
+    def _happened(self, what: Arrival | Result) -> None:
         """Something landed: whoever waits for it goes on."""
-        self._landings += 1
-        cost = self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns(self._landings)
+        if self._blind:
+            self._unseen.append(what)
+            return
+        known = what.known
         if self._awaited is None:
-            self._debt += cost
+            self._learn(what, known)
+            return
+        self._debt = 0  # What landed before cost time in which nothing could be computed anyway.
+        self._learn(what, known)
+        self.now = known
+        outcome = self._compute_landed(self._awaited)
+        if outcome is not None:
+            self._carry_out(outcome)
+
+    def _learn(self, what: Arrival | Result, now: int) -> None:
+        """The thread that drives the run hears of something that landed, which costs it time."""
+        if isinstance(what, Arrival):
+            self._dispatch(BatchArrived(now, what.batch.batch, what.started, what.ended))
+            self._landed += [key for key, _, _ in what.batch.loads if key not in self._on_host]
+            self._landings += 1
+            cost = self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns(self._landings)
         else:
-            self.now = now
-            self._debt = cost  # What landed before cost time in which nothing could be computed anyway.
-            outcome = self._compute_landed(self._awaited)
-            if outcome is not None:
-                self._carry_out(outcome)
+            self._dispatch(HostComputed(now, what.layer, what.expert, what.started, what.ended))
+            self._results.append(what.expert)
+            cost = self._cost.result_ns()
+        self._debt += cost
 
     def _dispatch(self, event: Event) -> Reply | None:
         if type(event) is LayerReached:

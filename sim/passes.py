@@ -28,7 +28,7 @@ class Pass:
         """`policy` is the name of the recipe that decides, and `told` what it hears of routers."""
         self._cost = cost
         self._told = told
-        self._policy_ns = cost.decision_ns(policy) + cost.hearing_ns(told.next_gate, told.gates)
+        self._decision_ns = cost.decision_ns(policy)
         self._told_nothing = not (told.next_gate or told.gates)
         self._layer_ns = 0
         self._entry_ns = cost.entry_ns()
@@ -53,8 +53,13 @@ class Pass:
         return self._round_ns, 0
 
     def _attention_ns(self, layer: int) -> int:
-        duration = self._layer_ns + self._policy_ns
-        return duration if layer else duration + self._entry_ns
+        return self._layer_ns if layer else self._layer_ns + self._entry_ns
+
+    def _reading_ns(self, tokens: int, context: int) -> int:
+        """How long a layer takes up to its router's word, and the policy to hear it and to decide."""
+        told = self._told
+        hearing = self._cost.hearing_ns(tokens, told.next_gate, told.gates)
+        return self._cost.layer_ns(tokens, context) + self._decision_ns + hearing
 
     def _route(self, layer: int) -> Routed:
         routing = self._routing[layer]
@@ -71,7 +76,7 @@ class PromptPass(Pass):
 
     def __init__(self, cost: CostModel, line: PrefillLine, policy: str, told: Told = NOTHING) -> None:
         super().__init__(cost, policy, told)
-        self._layer_ns = cost.layer_ns(line.prompt_tokens, line.prompt_tokens)
+        self._layer_ns = self._reading_ns(line.prompt_tokens, line.prompt_tokens)
         self._round_ns = cost.round_ns(1)
         if line.counts is None:
             routed = line.prompt_tokens * cost.geometry.top_k
@@ -164,7 +169,7 @@ class StepPass(Pass):
     def _begin_verification(self) -> None:
         tokens = self._drafted + 1
         whole = self._whole
-        self._layer_ns = self._cost.layer_ns(tokens, self._position + tokens)
+        self._layer_ns = self._reading_ns(tokens, self._position + tokens)
         inputs = whole.inputs[:tokens]
         if tokens == 1 and self._told.gate is not None:
             inputs = (thinned(inputs[0], self._told.gate),)

@@ -52,8 +52,9 @@ class CostModel:
         "hardware",
     )
 
-    measured = False
-    """Whether the times are those of this very model on this very machine, rather than reckoned from its figures."""
+    blind = False
+    """Whether what arrives while a layer's attention is computed, or tokens are chosen, is known at the end of that
+    only: as it is where one thread drives the run.  Here whoever drives knows all at once."""
 
     def __init__(self, geometry: Geometry, hardware: Hardware, bits: float, draft: DraftModel | None) -> None:
         self.geometry = geometry
@@ -127,7 +128,7 @@ class CostModel:
     def batch_ns(self, copies: int, size: int) -> int:
         """One submission of `copies` >= 1 separate copies, `size` bytes in all."""
         link = self.hardware.link
-        return link.latency_ns + (copies - 1) * link.copy_ns + ceil_ns(size, link.bandwidth)
+        return link.latency_ns + (copies - 1) * link.copy_ns + self.transfer_ns(size)
 
     def entry_ns(self) -> int:
         """What the first layer of a pass takes besides: nothing here, as embeddings are spread over the layers."""
@@ -143,15 +144,18 @@ class CostModel:
         return 0
 
     def landing_ns(self, number: int) -> int:
-        """By how much the arrival of that number in a layer (from 1 on), or a result of the CPU, delays what the GPU is
-        given to compute."""
+        """By how much the arrival of that number in a layer (from 1 on) delays what the GPU is given to compute."""
+        return 0
+
+    def result_ns(self) -> int:
+        """By how much a result of the CPU delays what the GPU is given to compute."""
         return 0
 
     def draft_landing_ns(self) -> int:
         """By how much an arrival delays the draft."""
         return 0
 
-    def hearing_ns(self, next_gate: bool, gates: bool) -> int:
+    def hearing_ns(self, tokens: int, next_gate: bool, gates: bool) -> int:
         """What a layer takes more where a policy hears what the next layer's gate would say, or of gates' weights:
         nothing here, since routers are small."""
         return 0

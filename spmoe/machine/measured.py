@@ -27,12 +27,12 @@ class MeasuredCost(CostModel):
     """As `CostModel`, by `Timings`.
 
     The context's length is not told apart: it is that of the measurement.  Loads and all else about the link follow the
-    profile's section on it, as ever.
+    profile's section on it, slowed down as loads are beside a run.
     """
 
     __slots__ = ("_timings",)
 
-    measured = True
+    blind = True
 
     def __init__(
         self, geometry: Geometry, hardware: Hardware, bits: float, draft: DraftModel | None, timings: Timings
@@ -57,17 +57,27 @@ class MeasuredCost(CostModel):
         before = landing.ns(number - 1) if number > 1 else 0
         return self._mean(max(0, landing.ns(number) - before))
 
+    def result_ns(self) -> int:
+        return self._mean(self._timings.result)
+
     def draft_landing_ns(self) -> int:
         return self._mean(self._timings.draft_landing)
 
-    def hearing_ns(self, next_gate: bool, gates: bool) -> int:
-        return self._mean(next_gate * self._timings.next_gate + gates * self._timings.gates)
+    def hearing_ns(self, tokens: int, next_gate: bool, gates: bool) -> int:
+        timings = self._timings
+        return self._mean(
+            (timings.next_gate.ns(tokens) if next_gate else 0) + (timings.gates.ns(tokens) if gates else 0)
+        )
 
     def decision_ns(self, policy: str) -> int:
         return self._mean(self._timings.decisions.get(policy, 0))
 
     def notice_ns(self) -> int:
-        return self._timings.notice
+        return self._mean(self._timings.notice)
+
+    def transfer_ns(self, size: int) -> int:
+        slowed = super().transfer_ns(size) * self._timings.transfer
+        return -(-slowed.numerator // slowed.denominator)
 
     def handover_ns(self) -> int:
         return self._timings.handover
@@ -104,6 +114,7 @@ class MeasuredCost(CostModel):
             CostItem(f"between rounds, tokens = {tokens}", self.round_ns(tokens), _MEASURED),
             CostItem("first arrival in a layer", self.landing_ns(1), "what it costs the thread that drives the run"),
             CostItem("each further arrival", self.landing_ns(2), "the same"),
+            CostItem("each result of the CPU", self.result_ns(), "the same"),
         ]
         return tuple(items)
 

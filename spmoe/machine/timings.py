@@ -50,12 +50,14 @@ class Timings:
     first layer takes besides; `expert`: one expert in a slot by its tokens; `round`: choosing tokens and all else
     between two rounds, by the tokens verified.  `draft_token`: by the tokens that the draft reads for it;
     `forecast`: what forecasts for one layer add to it.  `landing`: what arrivals cost the thread that drives the run,
-    by how many there are in a layer; `draft_landing`: what each costs while the draft runs; `notice`: how long after an
-    arrival it knows of it.  `next_gate` and `gates`: what it takes more per layer to hear these of the router.
-    `decisions`: what a policy's scheduler takes per layer, beyond that under which the rest was timed.
-    `host_expert` by tokens, and `handover` before the first: None where experts were not computed on the CPU.
+    by how many there are in a layer; `draft_landing`: what each costs while the draft runs; `result`: what a result of
+    the CPU costs it; `notice`: how long after an arrival it knows of it, while it waits.  `next_gate` and `gates`: what
+    a layer takes more to hear these of the router, by tokens.  `decisions`: what a policy's scheduler takes per layer,
+    beyond that under which the rest was timed.  `host_expert` by tokens, and `handover` before the first: None where
+    experts were not computed on the CPU.
 
-    All of these are medians.  Work takes longer on average than in the median: `jitter` is by what factor.
+    All of these are medians.  Work takes longer on average than in the median: `jitter` is by what factor.  `transfer`
+    is by what factor a load takes longer beside a run than alone.
     """
 
     model: str
@@ -69,12 +71,14 @@ class Timings:
     forecast: int
     landing: Curve
     draft_landing: int
+    result: int
     notice: int
-    next_gate: int
-    gates: int
+    next_gate: Curve
+    gates: Curve
     decisions: Mapping[str, int]
     host_expert: Curve | None
     handover: int
+    transfer: Fraction
     jitter: Fraction
 
     def fit(self, model: str, draft: str | None, bits: float) -> bool:
@@ -98,12 +102,14 @@ class Timings:
             forecast=_ns(fields, "forecast_us"),
             landing=_curve(fields, "landing", "arrivals"),
             draft_landing=_ns(fields, "draft_landing_us"),
+            result=_ns(fields, "result_us"),
             notice=_ns(fields, "notice_us"),
-            next_gate=_ns(fields, "next_gate_us"),
-            gates=_ns(fields, "gates_us"),
+            next_gate=_curve(fields, "next_gate"),
+            gates=_curve(fields, "gates"),
             decisions=_by_name(fields.section("decisions_us")),
             host_expert=_curve(fields, "host_expert") if hosted else None,
             handover=_ns(fields, "handover_us"),
+            transfer=Fraction(fields.number("transfer")),
             jitter=Fraction(fields.number("jitter")),
         )
         fields.done()

@@ -130,7 +130,9 @@ def run_scripted(
     store = filled_store(config.layers * config.experts)
     slots = SlotBuffer(LAYOUT, config.slots)
     with Link(store, slots, config.depth) as link, HostWorker() as host:
-        driver = Driver(scheduler, VirtualClock(link, host, cost), (observe,))
+        driver = Driver(
+            scheduler, VirtualClock(link, host, cost, scheduler.recipe.name, scheduler.recipe.told), (observe,)
+        )
         models = ScriptedModels(driver, scheduler, cost, store, slots, host)
         for request in requests:
             models.run(request, popular(request.number) if popular else ())

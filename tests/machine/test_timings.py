@@ -33,12 +33,14 @@ TIMINGS: dict[str, Any] = {
     "forecast_us": 2.5,
     "landing": [{"arrivals": 1, "us": 1.5}, {"arrivals": 2, "us": 2}],
     "draft_landing_us": 3,
+    "result_us": 5,
     "notice_us": 0,
-    "next_gate_us": 4,
-    "gates_us": 2,
+    "next_gate": [{"tokens": 1, "us": 4}, {"tokens": 5, "us": 12}],
+    "gates": [{"tokens": 1, "us": 2}],
     "decisions_us": {"next-gate": 6},
     "host_expert": [{"tokens": 1, "us": 900}],
     "handover_us": 40,
+    "transfer": 1,
     "jitter": 1,
 }
 
@@ -85,7 +87,7 @@ def test_points_ascend(found: tuple[tuple[int, int], ...]) -> None:
 
 def test_the_cost_model_of_the_pair_that_was_timed(tmp_path: Path) -> None:
     cost = measured(tmp_path)
-    assert isinstance(cost, MeasuredCost) and cost.measured
+    assert isinstance(cost, MeasuredCost) and cost.blind
     assert [cost.layer_ns(tokens, 10**6) for tokens in (1, 3, 5)] == [100_000, 120_250, 140_500]
     assert cost.entry_ns() == 30_000
     assert [cost.expert_ns(tokens) for tokens in (0, 1, 2, 3, 5)] == [0, 50_000, 55_000, 60_000, 70_000]
@@ -97,8 +99,13 @@ def test_the_cost_model_of_the_pair_that_was_timed(tmp_path: Path) -> None:
     assert cost.forecast_ns(8) == 20_000
     assert [cost.landing_ns(number) for number in (1, 2, 3, 7)] == [1_500, 500, 500, 500]
     assert (cost.notice_ns(), cost.handover_ns()) == (0, 40_000)
-    assert cost.draft_landing_ns() == 3_000
-    assert [cost.hearing_ns(*asked) for asked in ((False, False), (True, False), (True, True))] == [0, 4_000, 6_000]
+    assert (cost.draft_landing_ns(), cost.result_ns()) == (3_000, 5_000)
+    assert [cost.hearing_ns(5, *asked) for asked in ((False, False), (True, False), (True, True))] == [
+        0,
+        12_000,
+        14_000,
+    ]
+    assert cost.hearing_ns(1, True, False) == 4_000
     assert (cost.decision_ns("next-gate"), cost.decision_ns("on-demand.lru")) == (6_000, 0)
     assert cost.host_expert_ns(7) == 900_000
     assert cost.load_ns() == CostModel(cost.geometry, cost.hardware, 16, cost.draft).load_ns()
@@ -109,6 +116,14 @@ def test_work_takes_longer_on_average_than_in_the_median(tmp_path: Path) -> None
     cost = cost_model(geometry("mixtral-8x7b"), hardware, 16, draft_model("mistral-7b"))
     assert (cost.layer_ns(1, 0), cost.expert_ns(1), cost.draft_token_ns()) == (105_000, 52_500, 3_360_000)
     assert (cost.landing_ns(1), cost.landing_ns(2), cost.host_expert_ns(1)) == (1_575, 525, 945_000)
+
+
+def test_loads_take_longer_beside_a_run(tmp_path: Path) -> None:
+    hardware = load_hardware(profile(tmp_path, transfer=1.25))
+    cost = cost_model(geometry("mixtral-8x7b"), hardware, 16, draft_model("mistral-7b"))
+    alone = CostModel(cost.geometry, hardware, 16, cost.draft)
+    assert cost.transfer_ns(24_000_000) == 1_250_000 == alone.transfer_ns(30_000_000)
+    assert cost.load_ns() == hardware.link.latency_ns + cost.transfer_ns(cost.geometry.expert_bytes(16))
 
 
 def test_shares_of_a_draft_token_add_up(tmp_path: Path) -> None:
@@ -125,8 +140,8 @@ def test_other_models_and_widths_go_by_the_figures(tmp_path: Path) -> None:
         cost_model(geometry("mixtral-8x22b"), hardware, 16, mistral),
         cost_model(mixtral, hardware, 16, draft_model("qwen3-0.6b")),
     ):
-        assert type(other) is CostModel and not other.measured
-        assert (other.decision_ns("next-gate"), other.hearing_ns(True, True), other.draft_landing_ns()) == (0, 0, 0)
+        assert type(other) is CostModel and not other.blind
+        assert (other.decision_ns("next-gate"), other.hearing_ns(3, True, True), other.draft_landing_ns()) == (0, 0, 0)
         assert (other.entry_ns(), other.round_ns(5), other.forecast_ns(3), other.landing_ns(1)) == (0, 0, 0, 0)
     assert isinstance(cost_model(mixtral, hardware, 16, None), MeasuredCost)
 
