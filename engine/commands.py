@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from engine.options import DTYPES, GAMMA
+from engine.options import DTYPES, GAMMA, KERNELS
 from spmoe.cli import OneLineParser, file
 from spmoe.machine.hardware import hardware_names
 
@@ -52,6 +52,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     )
 
     machine = _add_machine(run, "CPU: 0.5")
+    machine.add_argument("--kernel", choices=KERNELS, default="plain", help="what computes experts (default plain)")
     machine.add_argument("--link-gbps", type=float, metavar="G", help="on the CPU: slow copies to G * 10^9 bytes/s")
     machine.add_argument(
         "--hardware",

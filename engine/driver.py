@@ -47,10 +47,11 @@ class Kernels(Protocol):
     """Computes the experts of the layer that was reached."""
 
     def compute(self, expert: int, slot: int) -> None:
-        """An expert whose weights lie in `slot`; under CUDA it may only be enqueued."""
+        """An expert whose weights lie in `slot`; it may only be enqueued, or noted for `enqueued`."""
 
     def enqueued(self, slots: Iterable[int]) -> None:
-        """All of an effect's experts are: from now on these slots are in use until the device is through."""
+        """All of an effect's experts are, or have to be now: from here on these slots are in use until the device is
+        through."""
 
     def compute_on_host(self, experts: Sequence[int]) -> None:
         """Have the CPU compute these, in this order, and return at once."""

@@ -78,6 +78,7 @@ class Engine:
         experts) or `slots` (experts) says how much room experts have on the device.  `gamma` is how many tokens a round
         drafts, `cutoff` for how many leading layers SP-MoE prefetches, `context` the longest request, in tokens, that
         room is reckoned for.  `device` is "cuda" or "cpu", `dtype` "float32", "bfloat16", "float16" or "float64".
+        `kernel` is "plain", or "triton" for kernels of our own in place of torch's operations.
         `hardware` is the profile whose figures the policy reckons with.  On the CPU `link_gbps` slows copies down to a
         link of so many 10^9 bytes per second.  `virtual_time` names a profile: the run then decides as a simulation of
         that machine would.  `layer_map`: for each MoE layer the draft layer that matches it, where the two models
@@ -200,6 +201,7 @@ class Engine:
                 self._slots,
                 plan.config,
                 plan.foreknowledge.future,
+                kernel=options.kernel,
                 layer_map=plan.layer_map,
                 gbps=options.link_gbps,
                 latency_ns=0 if options.link_gbps is None else setting.hardware.link.latency_ns,

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from engine.families import MoeLayer
+from engine.slots import SlotBuffer
 
 IMPLEMENTATION: Final = "spmoe"
 """Its name among transformers' experts implementations."""
@@ -66,6 +67,7 @@ class ExpertRows:
 
     def __init__(
         self,
+        slots: SlotBuffer,
         module: Any,
         states: torch.Tensor,
         experts: torch.Tensor,
@@ -75,27 +77,30 @@ class ExpertRows:
         """`states` [T, hidden]; `experts` (int64) and `weights` [T, k]; `counts`: rows of each expert that has any."""
         tokens, self._ranks = experts.shape
         order = experts.t().reshape(-1).argsort(stable=True)
+        self._slots = slots
         self._module = module
         self._tokens = order % tokens
         self._weights = weights.t().reshape(-1)[order]
-        self.states = states[self._tokens]
-        """[T * k, hidden]"""
+        self._states = states[self._tokens]
         self._dtype = states.dtype
         self._ids = sorted(counts)
         ends = accumulate(counts[expert] for expert in self._ids)
         self._rows = {expert: slice(end - counts[expert], end) for expert, end in zip(self._ids, ends, strict=True)}
         self._outputs: dict[int, torch.Tensor] = {}
 
-    def rows(self, expert: int) -> slice:
-        """Those of `expert` in `states`."""
-        return self._rows[expert]
+    def inputs(self, expert: int) -> torch.Tensor:
+        """What `expert` computes with [n, hidden]."""
+        return self._states[self._rows[expert]]
 
-    def compute(self, expert: int, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Compute an expert with these weights, on their device."""
-        self._outputs[expert] = expert_output(self._module, self.states[self._rows[expert]], parameters)
+    def compute(self, expert: int, slot: int) -> None:
+        """Compute an expert with the weights in `slot`."""
+        self._outputs[expert] = expert_output(self._module, self.inputs(expert), self._slots.views(slot))
+
+    def launch(self) -> None:
+        """Nothing is left to do: all is enqueued."""
 
     def put(self, expert: int, output: torch.Tensor) -> None:
-        """The output of an expert that was computed elsewhere."""
+        """The output [n, hidden] of an expert that was computed elsewhere."""
         self._outputs[expert] = output
 
     def combined(self) -> torch.Tensor:

@@ -12,6 +12,8 @@ from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.machine.units import parse_size
 
 DTYPES: Final = ("float64", "float32", "bfloat16", "float16")
+KERNELS: Final = ("plain", "triton")
+"""Who computes experts in slots: torch, operation by operation, or kernels of our own."""
 GAMMA: Final = 4
 """Drafted tokens per round where nothing else is asked for."""
 CONTEXT: Final = 4096
@@ -37,6 +39,7 @@ class Options:
     context: int | None = None
     device: str | None = None
     dtype: str | None = None
+    kernel: str = "plain"
     hardware: str | Hardware = "rtx-4090"
     link_gbps: float | None = None
     virtual_time: str | Hardware | None = None

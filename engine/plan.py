@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from engine.checkpoint import model_name, read_checkpoint
+from engine.computation import check_kernel
 from engine.device import bits_of, resolve_device, resolve_dtype
 from engine.drafting import match_layers
 from engine.families import MoeLayer, find_moe_layers
@@ -113,6 +114,7 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
             require_folder(folder)
     blueprint = read_blueprint(model, dtype)
     layers = find_moe_layers(blueprint.shell)
+    check_kernel(options.kernel, layers, blueprint.layout, device, str(model))
     tokenizer = find_tokenizer(model)
     shell = None if draft is None else read_shell(draft, dtype)
     if shell is None and options.gamma:

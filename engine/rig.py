@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from engine.clock import Clock, RealClock, VirtualClock
+from engine.computation import choose
 from engine.drafting import Draft
 from engine.driver import Driver, Observer
 from engine.families import find_moe_layers
@@ -44,6 +45,7 @@ class Rig:
         config: SchedulerConfig,
         future: Future | None = None,
         *,
+        kernel: str = "plain",
         layer_map: tuple[int, ...] | None = None,
         gbps: float | None = None,
         latency_ns: int = 0,
@@ -52,7 +54,7 @@ class Rig:
         recorder: Recorder | None = None,
         script: Script | None = None,
     ) -> None:
-        """`future` as in `Scheduler`, `layer_map` as in `Draft`, `gbps` and `latency_ns` as in `Link`.
+        """`future` as in `Scheduler`, `kernel` as in `Options`, `layer_map` as in `Draft`, `gbps` and `latency_ns` as in `Link`.
 
         With `imitated` completions come at the times of that cost model, else when they come.
         """
@@ -71,8 +73,9 @@ class Rig:
             self.driver = Driver(self.scheduler, clock, observers)
             self.vocabulary: int = weights.target.config.get_text_config().vocab_size
             layers = find_moe_layers(weights.target)
+            computation = choose(kernel, layers, slots)
             self.target = Target(
-                weights.target, layers, weights.store, slots, host, self.driver, told, recorder, script
+                weights.target, layers, weights.store, slots, host, computation, self.driver, told, recorder, script
             )
             stack.callback(self.target.release)
             self.draft: Draft | None = None

@@ -43,9 +43,18 @@ class SlotBuffer:
         self._views = tuple(layout.views(blob) for blob in self._bytes)
         self._last_use: dict[int, torch.cuda.Event] = {}
 
+    @property
+    def blobs(self) -> torch.Tensor:
+        """All bytes, uint8 [rows, layout.size]."""
+        return self._bytes
+
+    def row(self, slot: int) -> int:
+        """Which of the rows of `blobs` a slot is."""
+        return slot
+
     def views(self, slot: int) -> dict[str, torch.Tensor]:
         """The parameters of the expert in `slot`, by name: always the same views."""
-        return self._views[slot]
+        return self._views[self.row(slot)]
 
     def rows(self, slot: int, count: int) -> torch.Tensor:
         """The bytes of `count` slots from `slot` on, uint8 [count, layout.size]: a contiguous view."""
@@ -90,8 +99,8 @@ class SharedSlots(SlotBuffer):
         self._distinct = self.slots
         self.slots = slots
 
-    def views(self, slot: int) -> dict[str, torch.Tensor]:
-        return super().views(slot % self._distinct)
+    def row(self, slot: int) -> int:
+        return slot % self._distinct
 
     def rows(self, slot: int, count: int) -> torch.Tensor:
         """Contiguous whatever the slot; IndexError for more rows than there are distinct ones."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from engine.computation import Computation, Rows
 from engine.driver import Driver
-from engine.experts import ExpertRows, expert_output, install, uninstall
+from engine.experts import expert_output, install, uninstall
 from engine.families import MoeLayer
 from engine.forward import Forward
 from engine.host import HostWorker
@@ -35,6 +36,7 @@ class Target:
         store: HostStore,
         slots: SlotBuffer,
         host: HostWorker,
+        computation: Computation,
         driver: Driver,
         told: Told,
         recorder: Recorder | None,
@@ -44,6 +46,7 @@ class Target:
         self._run = Forward(model)
         self._layers = layers
         self._slots = slots
+        self._computation = computation
         self._driver = driver
         self._told = told
         self._recorder = recorder
@@ -124,7 +127,7 @@ class Target:
         if self._reading:  # A trace tells which experts a prompt touches, but neither their order nor their weights.
             counts = dict(sorted(counts.items()))
             gates = (even_gate(tuple(counts)),) if self._told.gates else ()
-        rows = ExpertRows(layer.experts, states, experts, weights, counts)
+        rows = self._computation(layer.experts, states, experts, weights, counts)
         kernels = self._kernels[layer.index]
         kernels.take(rows)
         told = next_gate if self._told.next_gate else None
@@ -163,17 +166,18 @@ class _LayerKernels:
         self._store = store
         self._slots = slots
         self._host = host
-        self._rows: ExpertRows
+        self._rows: Rows
         self._on_host: dict[int, Future[torch.Tensor]] = {}
 
-    def take(self, rows: ExpertRows) -> None:
+    def take(self, rows: Rows) -> None:
         """A pass got here with these rows."""
         self._rows = rows
 
     def compute(self, expert: int, slot: int) -> None:
-        self._rows.compute(expert, self._slots.views(slot))
+        self._rows.compute(expert, slot)
 
     def enqueued(self, slots: Iterable[int]) -> None:
+        self._rows.launch()
         self._slots.record_use(slots)
 
     def compute_on_host(self, experts: Sequence[int]) -> None:
@@ -181,7 +185,7 @@ class _LayerKernels:
         first = self._layer.index * module.num_experts
 
         def computation(expert: int) -> Callable[[], torch.Tensor]:
-            states, ready = _to_host(self._rows.states[self._rows.rows(expert)])
+            states, ready = _to_host(self._rows.inputs(expert))
 
             def compute() -> torch.Tensor:
                 if ready is not None:
