@@ -77,7 +77,9 @@ def _describe(layers: Sequence[MoeLayer], layout: Layout, model: str) -> Gated:
     first, *others = (Gated.of(layer.experts, layout, model) for layer in layers)
     for gated in others:
         if gated != first:
-            raise InputError(f"{model}: kernel triton: expected {first.activation} in all layers, got {gated.activation}")
+            raise InputError(
+                f"{model}: kernel triton: expected {first.activation} in all layers, got {gated.activation}"
+            )
     return first
 
 

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 import torch
+from triton import JITFunction
 
 from engine import kernels
 from engine.gated import Gated
@@ -14,6 +15,8 @@ from engine.slots import SlotBuffer
 
 MOST_TOKENS: Final = 32
 """Of a pass: with more, experts have so many rows that weights are no longer what takes the time."""
+
+_INTERPRETED: Final = not isinstance(kernels.down, JITFunction)
 
 _BUSY: Final = 512
 """Programs that keep any device's memory busy: four for each of 128 multiprocessors."""
@@ -28,7 +31,7 @@ class Tiles(NamedTuple):
     columns: int
     depth: int = 256
     warps: int = 4
-    stages: int = 4
+    stages: int = 3
 
 
 class Tiling(NamedTuple):
@@ -43,6 +46,9 @@ class Tiling(NamedTuple):
         tiles = -(-experts.hidden // self.down.columns)
         blocks = -(-experts.width * experts.dtype.itemsize // self.down.depth)
         return max(1, min(blocks // _SHORTEST, -(-_BUSY // tiles)))
+
+
+TILING: Final = Tiling()
 
 
 class GroupedRows:
@@ -60,7 +66,7 @@ class GroupedRows:
         experts: torch.Tensor,
         weights: torch.Tensor,
         counts: Mapping[int, int],
-        tiling: Tiling = Tiling(),
+        tiling: Tiling = TILING,
     ) -> None:
         """`states` [T, hidden], T at most `MOST_TOKENS`; `experts` (int64) and `weights` [T, k]; `counts`: rows of each
         expert that has any."""
@@ -160,4 +166,6 @@ def _tiles(outputs: int, tiles: Tiles) -> int:
 def _options(tiles: Tiles, inputs: int, dtype: torch.dtype) -> dict[str, int]:
     """The constants of a launch; of small experts no more than there is, down to what a matrix product needs."""
     depth = min(tiles.depth // dtype.itemsize, max(16, 1 << (inputs - 1).bit_length()))
-    return {"COLUMNS": tiles.columns, "DEPTH": depth, "num_warps": tiles.warps, "num_stages": tiles.stages}
+    constants = {"COLUMNS": tiles.columns, "DEPTH": depth, "WIDEN": _INTERPRETED}
+    # Said out loud, as versions of Triton differ in whether they fuse by themselves.
+    return {**constants, "num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": True}

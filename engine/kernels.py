@@ -10,28 +10,27 @@ has.  `order` is int64 [T * k]: cells (token * k + rank), sorted by expert.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def gate_and_up(
-    states: Any,
-    order: Any,
-    table: Any,
-    buffer: Any,
-    gated: Any,
-    slot_stride: Any,
-    offset: Any,
-    top_k: Any,
+    states: tl.tensor,
+    order: tl.tensor,
+    table: tl.tensor,
+    buffer: tl.tensor,
+    gated: tl.tensor,
+    slot_stride: tl.tensor,
+    offset: tl.tensor,
+    top_k: tl.tensor,
     ACTIVATION: tl.constexpr,
     HIDDEN: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,
 ) -> None:
     """gated [T * k, WIDTH], by place: activation(gate) * up of `states` [T, HIDDEN], at most ROWS for each expert.
 
@@ -50,30 +49,32 @@ def gate_and_up(
     up = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, HIDDEN, DEPTH):
         x = _rows(left + start, there, inner, HIDDEN - start, HIDDEN % DEPTH == 0)
-        gate = tl.dot(x, _weights(right + start, inner, HIDDEN - start, HIDDEN % DEPTH == 0), gate, "ieee")
-        further = right + WIDTH * HIDDEN + start
-        up = tl.dot(x, _weights(further, inner, HIDDEN - start, HIDDEN % DEPTH == 0), up, "ieee")
+        weights = _weights(right + start, inner, HIDDEN - start, HIDDEN % DEPTH == 0)
+        gate = _add_product(x, weights, gate, WIDEN)
+        weights = _weights(right + WIDTH * HIDDEN + start, inner, HIDDEN - start, HIDDEN % DEPTH == 0)
+        up = _add_product(x, weights, up, WIDEN)
     output = _activated(gate, ACTIVATION) * up
     target = gated + (first + row)[:, None] * WIDTH + column[None, :]
     tl.store(target, output.to(gated.dtype.element_ty), mask=there[:, None] & (column < WIDTH)[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def down(
-    gated: Any,
-    order: Any,
-    table: Any,
-    buffer: Any,
-    shares: Any,
-    parts: Any,
-    slot_stride: Any,
-    offset: Any,
+    gated: tl.tensor,
+    order: tl.tensor,
+    table: tl.tensor,
+    buffer: tl.tensor,
+    shares: tl.tensor,
+    parts: tl.tensor,
+    slot_stride: tl.tensor,
+    offset: tl.tensor,
     HIDDEN: tl.constexpr,
     WIDTH: tl.constexpr,
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,
 ) -> None:
     """parts (float32 [T * k, SPLITS, HIDDEN], by cell): what add up to an expert's output times its share.
 
@@ -94,41 +95,51 @@ def down(
     begin = part * length
     for start in range(begin, min(begin + length, WIDTH), DEPTH):
         x = _rows(left + start, there, inner, WIDTH - start, WIDTH % DEPTH == 0)
-        total = tl.dot(x, _weights(right + start, inner, WIDTH - start, WIDTH % DEPTH == 0), total, "ieee")
+        weights = _weights(right + start, inner, WIDTH - start, WIDTH % DEPTH == 0)
+        total = _add_product(x, weights, total, WIDEN)
     cell = tl.load(order + first + row, mask=there, other=0)
     share = tl.load(shares + cell, mask=there, other=0).to(tl.float32)
     target = parts + (cell * SPLITS + part)[:, None] * HIDDEN + column[None, :]
     tl.store(target, total * share[:, None], mask=there[:, None] & (column < HIDDEN)[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _group(table: Any, group: Any) -> Any:
+@triton.jit
+def _group(table: tl.tensor, group: tl.tensor) -> tl.tensor:
     """A line of the table; the slot in 64 bits, as many slots have more elements than 32 bits count."""
     line = table + 3 * group
     return tl.load(line).to(tl.int64), tl.load(line + 1), tl.load(line + 2)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _rows(pointers: Any, there: Any, inner: Any, left: Any, WHOLE: tl.constexpr) -> Any:
+@triton.jit
+def _rows(pointers: tl.tensor, there: tl.tensor, inner: tl.tensor, left: tl.tensor, WHOLE: tl.constexpr) -> tl.tensor:
     if WHOLE:
         return tl.load(pointers, mask=there[:, None], other=0.0)
     return tl.load(pointers, mask=there[:, None] & (inner < left)[None, :], other=0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _weights(pointers: Any, inner: Any, left: Any, WHOLE: tl.constexpr) -> Any:
+@triton.jit
+def _weights(pointers: tl.tensor, inner: tl.tensor, left: tl.tensor, WHOLE: tl.constexpr) -> tl.tensor:
     """Read once, so that nothing has to make room for them in a cache."""
     if WHOLE:
         return tl.load(pointers, eviction_policy="evict_first")
     return tl.load(pointers, mask=(inner < left)[:, None], other=0.0, eviction_policy="evict_first")
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _activated(x: Any, ACTIVATION: tl.constexpr) -> Any:
+@triton.jit
+def _add_product(x: tl.tensor, weights: tl.tensor, total: tl.tensor, WIDEN: tl.constexpr) -> tl.tensor:
+    """`total` and, in float32, x times weights.  WIDEN is for the interpreter, which cannot multiply bfloat16."""
+    if WIDEN:
+        return tl.dot(x.to(tl.float32), weights.to(tl.float32), total, input_precision="ieee")
+    return tl.dot(x, weights, total, input_precision="ieee")
+
+
+@triton.jit
+def _activated(x: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
     """The activations that `engine.gated` knows."""
     if ACTIVATION == "silu":
         return x * tl.sigmoid(x)
-    if ACTIVATION == "gelu":
+    elif ACTIVATION == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    tl.static_assert(ACTIVATION == "gelu_tanh")
-    return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    else:
+        tl.static_assert(ACTIVATION == "gelu_tanh")
+        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
