@@ -74,11 +74,11 @@ def choose(kernel: str, layers: Sequence[MoeLayer], slots: SlotBuffer) -> Comput
 
 def _describe(layers: Sequence[MoeLayer], layout: Layout, model: str) -> Gated:
     """What the experts of all layers are; InputError, naming `model`, where a kernel cannot compute them."""
-    first, *others = (Gated.of(layer.experts, layout, model) for layer in layers)
-    for gated in others:
-        if gated != first:
+    first, *others = [Gated.of(layer.experts, layout, model) for layer in layers]
+    for other in others:
+        if other != first:
             raise InputError(
-                f"{model}: kernel triton: expected {first.activation} in all layers, got {gated.activation}"
+                f"{model}: kernel triton: expected one activation, got {first.activation}, {other.activation}"
             )
     return first
 

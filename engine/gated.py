@@ -42,9 +42,10 @@ class Gated(NamedTuple):
         obstacles = _obstacles(module, layout)
         activation = None if obstacles else _activation(module)
         if activation is None:
+            found = ", ".join(obstacles) or "another activation"
             raise InputError(
-                f"{model}: kernel triton: expected gated experts with SiLU or GELU, not transposed, without biases and in "
-                f"float32, bfloat16 or float16, got {type(module).__name__}: {', '.join(obstacles) or 'another activation'}"
+                f"{model}: kernel triton: expected gated experts with SiLU or GELU, without biases, not transposed, in "
+                f"float32, bfloat16 or float16, got {type(module).__name__}: {found}"
             )
         fields = {field.name: field for field in layout.fields}
         gate_up, down = (fields[name] for name in _FIELDS)
@@ -55,12 +56,15 @@ class Gated(NamedTuple):
 
 def _obstacles(module: Any, layout: Layout) -> list[str]:
     """In how far these are not gated experts as the kernel knows them."""
+    features = {
+        "no gate": not module.has_gate,
+        "transposed": module.is_transposed,
+        "gate and up interleaved": not module.is_concatenated,
+        "a norm behind them": getattr(module, "has_post_expert_norm", False),
+    }
     formats = {field.dtype for field in layout.fields}
     return [
-        *(["no gate"] if not module.has_gate else []),
-        *(["transposed"] if module.is_transposed else []),
-        *(["gate and up interleaved"] if module.has_gate and not module.is_concatenated else []),
-        *(["a norm behind them"] if getattr(module, "has_post_expert_norm", False) else []),
+        *(name for name, there in features.items() if there),
         *(field.name for field in layout.fields if field.name not in _FIELDS),
         *sorted(str(each).removeprefix("torch.") for each in formats if len(formats) > 1 or each not in DTYPES),
     ]

@@ -54,8 +54,8 @@ class Rig:
         recorder: Recorder | None = None,
         script: Script | None = None,
     ) -> None:
-        """`future` as in `Scheduler`, `kernel` as in `Options`, `layer_map` as in `Draft`, `gbps` and `latency_ns` as in
-        `Link`.
+        """`future` as in `Scheduler`, `kernel` as in `Options` and checked, `layer_map` as in `Draft`, `gbps` and
+        `latency_ns` as in `Link`.
 
         With `imitated` completions come at the times of that cost model, else when they come.
         """
