@@ -142,6 +142,7 @@ def document(engine: Engine, comparison: Comparison | None = None) -> dict[str, 
             "engine": {
                 "device": str(plan.device),
                 "dtype": str(plan.dtype).removeprefix("torch."),
+                "kernel": plan.options.kernel,
                 "virtual_time": virtual,
                 "link_gbps": plan.options.link_gbps,
                 "fallback": plan.fallback or None,

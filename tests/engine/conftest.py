@@ -1,8 +1,9 @@
-"""One thread, so that sums come in one order; and no way out of the machine."""
+"""One thread, so that sums come in one order; Triton's interpreter where no GPU is; and no way out of the machine."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 
 import pytest
@@ -11,6 +12,8 @@ if importlib.util.find_spec("torch") is not None:
     import torch
 
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # Before anything imports Triton.
 
 
 @pytest.fixture
