@@ -100,9 +100,9 @@ class GroupedRows:
         if not noted:
             return
         lines = [(self._slots.row(slot), self._first[expert], self._counts[expert]) for expert, slot in noted.items()]
-        most = max(self._counts[expert] for expert in noted)
         buffer = self._slots.blobs.view(gated.dtype)
-        sizes = {"HIDDEN": gated.hidden, "WIDTH": gated.width, "ROWS": 16 if most <= 16 else MOST_TOKENS}
+        rows = 16 if len(self._states) <= 16 else MOST_TOKENS
+        sizes = {"HIDDEN": gated.hidden, "WIDTH": gated.width, "ROWS": rows}
         with torch.cuda.device_of(self._states):
             table = self._on_device(lines)
             kernels.gate_and_up[_tiles(gated.width, tiling.gate_up), len(lines)](

@@ -92,10 +92,10 @@ def down(
     right = buffer + slot * slot_stride + offset + (column % HIDDEN)[None, :] * WIDTH + inner[:, None]
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     length: tl.constexpr = tl.cdiv(tl.cdiv(WIDTH, DEPTH), SPLITS) * DEPTH
-    begin = part * length
-    for start in range(begin, min(begin + length, WIDTH), DEPTH):
-        x = _rows(left + start, there, inner, WIDTH - start, WIDTH % DEPTH == 0)
-        weights = _weights(right + start, inner, WIDTH - start, WIDTH % DEPTH == 0)
+    for place in range(0, length, DEPTH):
+        start = part * length + place
+        x = _rows(left + start, there, inner, WIDTH - start, length * SPLITS == WIDTH)
+        weights = _weights(right + start, inner, WIDTH - start, length * SPLITS == WIDTH)
         total = _add_product(x, weights, total, WIDEN)
     cell = tl.load(order + first + row, mask=there, other=0)
     share = tl.load(shares + cell, mask=there, other=0).to(tl.float32)

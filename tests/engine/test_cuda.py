@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from benchmarks.kernel_bandwidth import Sizes, Subject  # noqa: E402
 from benchmarks.random_pair import PairShape, write_random_pair  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.options import Options  # noqa: E402
@@ -71,6 +72,27 @@ def test_families(tmp_path: Path, family: str) -> None:
     ) as engine:
         found = engine.generate(prompt, NEW_TOKENS).tokens
     check_same(found, *plain(folder, prompt, NEW_TOKENS))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_triton_kernels_put_out_the_same(pair: tuple[Path, Path], policy: str) -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    prompt = list(range(60, 80))
+    options = {"policy": policy, "slots": 16, "device": "cuda", "dtype": "float32", "kernel": "triton"}
+    with Engine.from_pretrained(*pair, **options) as engine:
+        found = engine.generate(prompt, NEW_TOKENS).tokens
+    check_same(found, *plain(pair[0], prompt, NEW_TOKENS))
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(4096, 14336), (2048, 1408)])
+@pytest.mark.parametrize("count", [1, 5, 16])
+def test_the_triton_kernels_at_the_sizes_of_real_experts(hidden: int, width: int, count: int) -> None:
+    """In bfloat16, all experts of a layer at once; both ways round hidden states, torch's operations more of them."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    subject = Subject(Sizes(hidden, width, 8, 2, 1), torch.device("cuda"))
+    for layer in subject.layers(count):
+        expected = subject.plain(layer).float()
+        assert float((subject.grouped(layer).float() - expected).abs().max()) < 0.02 * float(expected.abs().max())
 
 
 def test_an_engine_frees_the_memory_of_the_gpu(pair: tuple[Path, Path]) -> None:
