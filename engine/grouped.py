@@ -44,7 +44,7 @@ class Tiling(NamedTuple):
     def splits(self, experts: Gated) -> int:
         """Into how many parts the sums of `down` are split."""
         tiles = -(-experts.hidden // self.down.columns)
-        blocks = -(-experts.width * experts.dtype.itemsize // self.down.depth)
+        blocks = -(-experts.width * int(experts.dtype.itemsize) // self.down.depth)
         return max(1, min(blocks // _SHORTEST, -(-_BUSY // tiles)))
 
 
