@@ -194,8 +194,8 @@ class VirtualClock:
         """A heap of (time, rank among equals, number, event): arrivals before the CPU's results."""
         self._number = 0
         self._drafting = False
-        self._landings = 0
-        """What happened since a layer was reached."""
+        self._waited = False
+        """Whether there was a wait in the current layer."""
         self._debt = 0
         """What the arrival that ended a wait adds to the effect that follows."""
         self.now = 0
@@ -227,7 +227,6 @@ class VirtualClock:
         entry = 0 if layer else self._cost.entry_ns()
         hearing = self._cost.hearing_ns(tokens, self._told.next_gate, self._told.gates)
         yield from self._look_behind(self._cost.layer_ns(tokens, context) + self._decision_ns + hearing + entry)
-        self._landings = 0
 
     def computed(self, tokens: Sequence[int]) -> Iterable[Happening]:
         return self._pass(sum(self._cost.expert_times(tokens)))
@@ -242,6 +241,7 @@ class VirtualClock:
         self.now = self._due[0][0]
         self.idle_ns += self.now - began
         self._debt = self._landing_ns()
+        self._waited = True
         yield self._next()
 
     def _expect(self, rank: int, event: BatchArrived | HostComputed) -> None:
@@ -260,6 +260,8 @@ class VirtualClock:
     def _look_behind(self, duration: int) -> Iterator[Happening]:
         """The same where a driver that is blind learns only at the end of what happened, and while it does so of what
         happens then."""
+        if self._waited:
+            duration, self._waited = duration + self._cost.cold_ns(), False
         if not self._cost.blind:
             yield from self._pass(duration)
             return
@@ -276,8 +278,7 @@ class VirtualClock:
         """What it costs the thread that drives the run to hear of what happens next."""
         if isinstance(self._due[0][3], HostComputed):
             return self._cost.result_ns()
-        self._landings += 1
-        return self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns(self._landings)
+        return self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns()
 
     def _next(self) -> Happening:
         """What happens next, known now, once it has really happened too."""

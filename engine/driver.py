@@ -13,6 +13,7 @@ lock, and the order of the log is the order of the calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import perf_counter_ns
 from typing import Any, Protocol
 
 from engine.clock import Clock, Happening
@@ -92,6 +93,12 @@ class Driver:
         self._batches: dict[int, Submit] = {}
         self._slots: dict[int, int] = {}
         """Where the experts are that have arrived, by key."""
+        self._deciding_ns = self._reached = 0
+
+    @property
+    def deciding_ns(self) -> float:
+        """What the scheduler has taken per layer so far, apart from hearing of what landed."""
+        return self._deciding_ns / self._reached if self._reached else 0.0
 
     def begin(self, request: int, popular: tuple[int, ...] = ()) -> None:
         """A request starts; `popular` as in `RequestBegun`."""
@@ -240,7 +247,11 @@ class Driver:
             self._landed.clear()
             self._on_host = frozenset()
             self._layer = event.layer
+            self._reached += 1
+        asked = perf_counter_ns()
         commands = self._scheduler.handle(event)
+        if type(event) is not BatchArrived and type(event) is not HostComputed:
+            self._deciding_ns += perf_counter_ns() - asked
         for observe in self._observers:
             observe(event, commands)
         reply: Reply | None = None

@@ -61,10 +61,12 @@ def microseconds(ns: float) -> float:
 
 class Layers(NamedTuple):
     """What a layer takes: `base` ns by the tokens of the pass (attention, router, bookkeeping), `expert` by the tokens
-    of an expert in a slot, and how far single layers are from it."""
+    of an expert in a slot, how much of `base` comes before the driver is done with the experts (where that is seen),
+    and how far single layers are from it."""
 
     base: dict[int, Median]
     expert: dict[int, float]
+    bookkeeping: float
     off: Median
 
     def of(self, span: Span) -> float:
@@ -92,7 +94,7 @@ def fit_layers(spans: Sequence[Span], kernels: Mapping[int, float], seen: bool) 
         columns[row, 2 + (0 if seen else counts.index(span.tokens))] = 1
     found, off = _closest(columns, np.array(took) - np.array(alone))
     expert = {tokens: max(0.0, ns + float(found[0 if tokens == 1 else 1])) for tokens, ns in kernels.items()}
-    layers = Layers({}, expert, Median.of(list(off)))
+    layers = Layers({}, expert, float(found[2]) if seen else 0.0, Median.of(list(off)))
     for count in counts:
         readings = [span.ns - layers.of(span) for span in spans if span.tokens == count]
         if len(readings) >= _FEW:
@@ -101,25 +103,33 @@ def fit_layers(spans: Sequence[Span], kernels: Mapping[int, float], seen: bool) 
 
 
 class Landings(NamedTuple):
-    """What arrivals add to a layer, by how many there are (1 and 2), and what is not explained by that."""
+    """What it comes to that experts arrive in a layer: what each arrival adds (ns), what the work that follows takes
+    more, since the thread that drives the run was asleep, and what is not explained by that."""
 
-    by_arrivals: dict[int, float]
+    each: float
+    cold: float
     off: Median
 
 
-def fit_landings(spans: Sequence[Span], layers: Layers) -> Landings:
-    """Layers in which experts arrived, against what they take without."""
+def fit_landings(spans: Sequence[Span], layers: Layers, seen: bool, deciding: float) -> Landings:
+    """Layers in which experts arrived, against what they take without; `seen` as in `fit_layers`, and `deciding` is
+    what the scheduler takes more in them."""
     base = {count: each.ns for count, each in layers.base.items()}
-    landed = [span for span in spans if span.landed]
+    landed = [span for span in spans if span.landed and span.tokens in base]
     if not landed:
-        return Landings({1: 0.0, 2: 0.0}, Median.of([0.0]))
+        return Landings(0.0, 0.0, Median.of([0.0]))
     several = len({span.landed for span in landed}) > 1
     columns = np.array([[span.landed, 1.0][: 1 + several] for span in landed])
-    more = np.array([span.ns - layers.of(span) - _between(base, span.tokens) for span in landed])
+    if seen:
+        computing = np.array([span.computing - layers.of(span) - layers.bookkeeping - deciding for span in landed])
+        each = max(0.0, middle(list(computing / columns[:, 0])))
+        cold = middle(
+            [span.ns - span.computing + layers.bookkeeping - base[span.tokens] for span in landed if not span.seen]
+        )
+        return Landings(each, max(0.0, cold), Median.of(list(computing - each * columns[:, 0])))
+    more = np.array([span.ns - layers.of(span) - base[span.tokens] - deciding for span in landed])
     found, off = _closest(columns, more)
-    per, first = max(0.0, float(found[0])), float(found[1]) if several else 0.0
-    first = max(0.0, first + per)
-    return Landings({1: first, 2: first + per}, Median.of(list(off)))
+    return Landings(max(0.0, float(found[0])), max(0.0, float(found[1])) if several else 0.0, Median.of(list(off)))
 
 
 def _closest(columns: Any, values: Any) -> tuple[Any, Any]:

@@ -11,9 +11,10 @@ import torch
 
 from engine.bench import Bench
 from engine.families import find_moe_layers
+from engine.parttimes import Entry
 from engine.profile import Profile
 from engine.slots import SharedSlots
-from engine.study import Kept, Study
+from engine.study import Study
 from spmoe.applies import sort_out
 from spmoe.config import SchedulerConfig, configure
 from spmoe.errors import InputError
@@ -56,14 +57,13 @@ class Measurement:
         summary = summarise(trace)
         self._longest = summary.longest_request
         study.turn()
-        study.run_decisions(())
         setting = self._setting(room)
         self._recipes, self.skipped = _choose(policies, trace, summary, setting, study.subject.bench)
         self._configs = {one.name: self._configure(one, setting) for one in self._recipes}
         self._slots = SharedSlots(
             study.subject.bench.layout, setting.slots, study.subject.distinct, study.subject.bench.device
         )
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, list[Entry]] = {}
         """What happened in each policy's last run."""
         self._runs: dict[str, list[Metrics]] = {one.name: [] for one in self._recipes}
 
@@ -75,7 +75,7 @@ class Measurement:
     def log(self, policy: str, stream: IO[str]) -> None:
         """Writes the decision log of the policy's last run."""
         writer = LogWriter(stream, self._configs[policy])
-        for event, commands in self._kept[policy].entries:
+        for event, commands in self._kept[policy]:
             writer.observe(event, commands)
         writer.close()
 
@@ -115,18 +115,18 @@ class Measurement:
         )
 
     def _run(self, config: SchedulerConfig) -> Metrics:
-        study, fold, kept = self._study, MetricsFold(config.experts), Kept()
-        study.subject.bench.run(
+        study, fold = self._study, MetricsFold(config.experts)
+        entries: list[Entry] = []
+        took = study.subject.bench.run(
             self._trace,
             config,
             self._slots,
             gbps=study.gbps,
             latency_ns=study.latency_ns,
-            observers=(fold.observe, kept.observe),
+            observers=(fold.observe, lambda *entry: entries.append(entry)),
         )
-        if config.recipe not in self._kept:
-            study.time_decisions(config, kept.entries, self._trace)
-        self._kept[config.recipe] = kept
+        study.decided(config.recipe, took)
+        self._kept[config.recipe] = entries
         return fold.result()
 
     def _setting(self, room: Room) -> Setting:

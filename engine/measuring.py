@@ -157,7 +157,8 @@ def _summary(document: dict[str, Any], out: str) -> Iterator[tuple[str, str]]:
         "draft",
         f"{_curve(timings['draft_token'], 'read')}, and {timings['forecast_us']:,.1f} us for each layer's forecast",
     )
-    yield "arrival", f"{_curve(timings['landing'], 'in a layer')} of the thread that drives the run"
+    arrival = f"{timings['landing_us']:,.0f} us each, and {timings['cold_us']:,.0f} us behind a layer with waits"
+    yield "arrival", arrival
     least, most = (pick(timings["decisions_us"].items(), key=lambda each: each[1]) for pick in (min, max))
     yield (
         "policies",

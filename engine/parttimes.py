@@ -73,6 +73,8 @@ class PartTimes:
         """Experts on the CPU, by their tokens."""
         self.handovers: list[int] = []
         """From a router's word to where the CPU began."""
+        self.deciding: dict[int, list[float]] = defaultdict(list)
+        """What the scheduler took per layer, run by run, by the tokens drafted in a round; put in from outside."""
         self.decode_ns = 0
         """All rounds, from one beginning to the next."""
         self._unread = Unread()
@@ -133,7 +135,8 @@ class PartTimes:
         plan = commands[-1]
         assert isinstance(event, LayerReached) and isinstance(plan, LayerPlan)
         counts = dict(zip(event.experts, event.tokens, strict=True))
-        reached, waited, done, results = event.time, 0, 0, 0
+        reached = began = event.time
+        waited = done = results = 0
         arrivals: list[BatchArrived] = []
         landed = 0
         for event, _ in entries[1:]:
@@ -141,7 +144,10 @@ class PartTimes:
                 results += 1
                 if event.expert == plan.host[0]:
                     self.handovers.append(event.started - reached)
-                self.host[counts[event.expert]].append(event.ended - event.started)
+                    began = event.started
+                # From the end of the one before: to go on with the next takes its time, too.
+                self.host[counts[event.expert]].append(event.ended - began)
+                began = event.ended
             elif isinstance(event, BatchArrived):
                 arrivals.append(event)
             elif isinstance(event, LayerDone):

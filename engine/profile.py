@@ -14,9 +14,10 @@ from engine.fit import Layers, Median, fit_landings, fit_layers, medians, micros
 from engine.kerneltimes import arithmetic, memory_bandwidth
 from engine.parttimes import PartTimes, Span
 from engine.store import available_memory
-from engine.study import HEARING_GATE, HEARING_WEIGHTS, RESIDENT, Study
+from engine.study import GAMMA, Study
 from spmoe.machine.roofline import Roofline
 from spmoe.machine.units import GIB
+from spmoe.policy.registry import recipe as find_recipe
 
 _LEAST: Final = 0.001
 
@@ -41,7 +42,7 @@ class Profile:
         for span in study.resident.tails:
             tails[span.tokens].append(span.ns - self._layers.of(span))
         self._rounds = {tokens: Median.of(each) for tokens, each in sorted(tails.items()) if tokens in base}
-        self._landings = fit_landings(study.landing.spans, self._layers)
+        self._landings = fit_landings(study.landing.spans, self._layers, seen, self._deciding(study.landing, GAMMA))
         self._host = medians(study.on_host.host)
 
     def document(self, name: str, link: str = "") -> dict[str, Any]:
@@ -92,7 +93,6 @@ class Profile:
     def _timings(self) -> dict[str, Any]:
         study, layers = self._study, self._layers
         subject = study.subject
-        simplest = study.decisions[RESIDENT].ns
         return {
             "model": subject.model.name,
             "draft": subject.draft.name,
@@ -103,14 +103,16 @@ class Profile:
             "round": _points({tokens: max(0.0, each.ns) for tokens, each in self._rounds.items()}),
             "draft_token": _points({read: each.ns for read, each in self._drafts.items()}),
             "forecast_us": microseconds(self._forecast),
-            "landing": _points(self._landings.by_arrivals, "arrivals"),
+            "landing_us": microseconds(self._landings.each),
+            "cold_us": microseconds(self._landings.cold),
             "draft_landing_us": microseconds(self._draft_landing),
             "result_us": microseconds(self._result),
             "notice_us": microseconds(max(0.0, middle(study.landing.notices))),
-            "next_gate": _points(self._more(study.hearing_gate, HEARING_GATE)),
-            "gates": _points(self._more(study.hearing_weights, HEARING_WEIGHTS)),
+            "next_gate": _points(self._more(study.hearing_gate)),
+            "gates": _points(self._more(study.hearing_weights)),
             "decisions_us": {
-                policy: microseconds(max(0.0, each.ns - simplest)) for policy, each in study.decisions.items()
+                policy: microseconds(max(0.0, middle(each) - self._simplest(_drafted(policy))))
+                for policy, each in study.decisions.items()
             },
             "host_expert": _points({tokens: each.ns for tokens, each in self._host.items()}),
             "handover_us": microseconds(max(0.0, middle(study.on_host.handovers))),
@@ -147,14 +149,21 @@ class Profile:
         taken = study.landing.transfers
         return max(1.0, sum(taken) / len(taken) / expected) if taken else 1.0
 
-    def _more(self, hearing: PartTimes, policy: str) -> dict[int, float]:
-        """What a layer takes more by its tokens in these rounds under `policy`, in which nothing has to be loaded, and
-        which its decisions do not explain."""
-        decisions = self._study.decisions
-        deciding = decisions[policy].ns - decisions[RESIDENT].ns if policy in decisions else 0.0
+    def _simplest(self, gamma: int) -> float:
+        """What the simplest scheduler takes per layer where it has nothing to load: it is part of a layer's time."""
+        return middle(self._study.resident.deciding[gamma])
+
+    def _deciding(self, times: PartTimes, gamma: int) -> float:
+        """What the scheduler takes more per layer than that in these rounds of `gamma` drafted tokens."""
+        return middle(times.deciding[gamma]) - self._simplest(gamma)
+
+    def _more(self, hearing: PartTimes) -> dict[int, float]:
+        """What a layer takes more, by its tokens, in these rounds, in which nothing has to be loaded, and which the
+        decisions do not explain."""
         more: dict[int, list[float]] = defaultdict(list)
         for span in hearing.spans:
             if span.tokens in self._layers.base and not (span.landed or span.seen):
+                deciding = self._deciding(hearing, 0 if span.tokens == 1 else GAMMA)
                 more[span.tokens].append(span.ns - self._layers.base[span.tokens].ns - self._layers.of(span) - deciding)
         return {tokens: max(0.0, each.ns) for tokens, each in medians(more).items()} or {1: 0.0}
 
@@ -185,7 +194,7 @@ class Profile:
             "host_expert_alone_by_threads": [
                 {"threads": count, "experts": _list(each)} for count, each in study.host.items()
             ],
-            "scheduler_per_layer": {policy: each.to_json() for policy, each in study.decisions.items()},
+            "scheduler_per_layer": {policy: Median.of(each).to_json() for policy, each in study.decisions.items()},
             "link": study.link.to_json(),
         }
 
@@ -193,6 +202,11 @@ class Profile:
 def _sums(spans: Iterable[Span], fixed: Mapping[int, Median], layers: Layers) -> tuple[float, float]:
     known = [span for span in spans if span.tokens in fixed]
     return sum(span.ns for span in known), sum(fixed[span.tokens].ns + layers.of(span) for span in known)
+
+
+def _drafted(policy: str) -> int:
+    """Tokens drafted in a round by a policy, as readings tell them apart."""
+    return GAMMA if find_recipe(policy).speculation.gamma(GAMMA) else 0
 
 
 def _source(study: Study) -> str:
@@ -207,8 +221,8 @@ def _source(study: Study) -> str:
     )
 
 
-def _points(points: Mapping[int, float], count: str = "tokens") -> list[dict[str, float]]:
-    return [{count: number, "us": microseconds(ns)} for number, ns in sorted(points.items())]
+def _points(points: Mapping[int, float]) -> list[dict[str, float]]:
+    return [{"tokens": number, "us": microseconds(ns)} for number, ns in sorted(points.items())]
 
 
 def _list(found: Mapping[int, Median]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -17,20 +16,14 @@ from engine.driver import Observer
 from engine.exercise import exercise
 from engine.experts import expert_output
 from engine.families import find_moe_layers
-from engine.fit import Median
 from engine.kerneltimes import thread_counts, time_experts, time_host_experts
 from engine.linktimes import LinkTimes, time_link
-from engine.parttimes import Entry, PartTimes
+from engine.parttimes import PartTimes
 from engine.slots import SharedSlots
 from spmoe.config import SchedulerConfig, configure
-from spmoe.policy.clairvoyant import Future
 from spmoe.policy.registry import recipe as find_recipe
-from spmoe.scheduler import Scheduler
 from spmoe.setting import resolve_setting
-from spmoe.state.commands import Command
-from spmoe.state.events import Event, LayerDone
-from spmoe.trace.schema import DraftShape, ModelShape, Trace, TraceInMemory
-from spmoe.trace.windows import requests
+from spmoe.trace.schema import DraftShape, ModelShape, TraceInMemory
 
 GAMMAS: Final = (4, 0, 1, 2, 8, 16)
 GAMMA: Final = 4
@@ -86,8 +79,8 @@ class Study:
         """Experts arrive where they are needed."""
         self.on_host = PartTimes()
         """The CPU computes all experts."""
-        self.decisions: dict[str, Median] = {}
-        """What schedulers take per layer, by policy."""
+        self.decisions: dict[str, list[float]] = {}
+        """What schedulers took per layer, run by run, by policy."""
         self.gbps = gbps
         self.latency_ns = latency_ns
         self._keys = bench.shape.layers * bench.shape.experts
@@ -104,33 +97,34 @@ class Study:
         keys, layers = self._keys, self.subject.bench.shape.layers
         few = max(2, self._tokens // FEW)
         found: list[Callable[[], None]] = [
-            partial(self._run, RESIDENT, gamma, keys, self.resident.observe) for gamma in GAMMAS
+            partial(self._take, self.resident, RESIDENT, gamma, keys) for gamma in GAMMAS
         ]
         for gamma in (GAMMA, 0):
             found += [
-                partial(self._run, HEARING_GATE, gamma, keys, self.hearing_gate.observe),
-                partial(self._run, HEARING_WEIGHTS, gamma, keys, self.hearing_weights.observe),
-                partial(self._run, RESIDENT, gamma, keys // 2, self.landing.observe),
+                partial(self._take, self.hearing_gate, HEARING_GATE, gamma, keys),
+                partial(self._take, self.hearing_weights, HEARING_WEIGHTS, gamma, keys),
+                partial(self._take, self.landing, RESIDENT, gamma, keys // 2),
             ]
         # One expert is missing: else nobody would ask for forecasts.
         found += [
-            partial(self._run, FORECASTING, GAMMA, keys - 1, self.forecasting.observe, cutoff=layers),
-            partial(self._run, FORECASTING, GAMMA, keys // 2, self.prefetching.observe, cutoff=layers),
-            partial(self._run, ON_HOST, 1, keys // 2, self.on_host.observe, tokens=few),
+            partial(self._take, self.forecasting, FORECASTING, GAMMA, keys - 1, cutoff=layers),
+            partial(self._take, self.prefetching, FORECASTING, GAMMA, keys // 2, cutoff=layers),
+            partial(self._take, self.on_host, ON_HOST, GAMMA, keys // 2, tokens=few),
         ]
         return found
 
     def run_decisions(self, policies: Iterable[str]) -> None:
-        """Times the schedulers of these policies, by what they decide in a run."""
-        tokens = max(2, self._tokens // FEW)
-        for policy in dict.fromkeys((RESIDENT, *policies)):
-            kept = Kept()
-            self._run(policy, GAMMA, self._keys // 2, kept.observe, tokens=tokens)
-            self.time_decisions(self._config(policy, GAMMA, self._keys // 2), kept.entries, self._trace(tokens))
+        """Times the schedulers of these policies."""
+        for policy in policies:
+            self.decided(policy, self._run(policy, GAMMA, self._keys // 2, tokens=max(2, self._tokens // FEW)))
 
-    def time_decisions(self, config: SchedulerConfig, entries: list[Entry], trace: Trace) -> None:
-        """Times the scheduler of a run over `trace`, by repeating what it decided."""
-        self.decisions[config.recipe] = _time_scheduler(config, entries, trace)
+    def decided(self, policy: str, ns: float) -> None:
+        """In a run the scheduler of a policy took so long per layer, apart from hearing of what landed."""
+        self.decisions.setdefault(policy, []).append(ns)
+
+    def _take(self, times: PartTimes, policy: str, gamma: int, slots: int, **options: Any) -> None:
+        """Puts the readings of a run with the others."""
+        times.deciding[gamma].append(self._run(policy, gamma, slots, times.observe, **options))
 
     def _config(self, policy: str, gamma: int, slots: int, cutoff: int | None = None) -> SchedulerConfig:
         """What a scheduler for such a run is set up with, by figures that do not matter here."""
@@ -147,12 +141,13 @@ class Study:
         *observers: Observer,
         tokens: int | None = None,
         cutoff: int | None = None,
-    ) -> None:
-        """Two requests under a policy, of `tokens` tokens together (None: as many as for any reading)."""
+    ) -> float:
+        """Two requests under a policy, of `tokens` tokens together (None: as many as for any reading); returns what its
+        scheduler took per layer."""
         bench = self.subject.bench
         shared = SharedSlots(bench.layout, slots, self.subject.distinct, bench.device)
         config = self._config(policy, gamma, slots, cutoff)
-        bench.run(
+        return bench.run(
             self._trace(tokens or self._tokens),
             config,
             shared,
@@ -165,30 +160,6 @@ class Study:
         if tokens not in self._traces:
             self._traces[tokens] = exercise(self.subject.model, self.subject.draft, 2, tokens // 2)
         return self._traces[tokens]
-
-
-class Kept:
-    """Keeps all that happens."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-
-    def observe(self, event: Event, commands: tuple[Command, ...]) -> None:
-        self.entries.append((event, commands))
-
-
-def _time_scheduler(config: SchedulerConfig, entries: list[Entry], trace: Trace) -> Median:
-    """What a fresh scheduler takes per layer for the events of a run."""
-    known = "future" in find_recipe(config.recipe).needs
-    layers = sum(type(event) is LayerDone for event, _ in entries)
-    readings = []
-    for _ in range(5):
-        scheduler = Scheduler(config, Future(lambda: requests(trace), config.gamma) if known else None)
-        start = perf_counter_ns()
-        for event, _commands in entries:
-            scheduler.handle(event)
-        readings.append((perf_counter_ns() - start) / layers)
-    return Median.of(readings)
 
 
 def _busy(module: Any, hidden: int, slots: SharedSlots, dtype: torch.dtype) -> Callable[[], object]:

@@ -85,8 +85,8 @@ class Driver:
         """Whether what happens is known only when the effect under way is over."""
         self._unseen: list[Arrival | Result] = []
         """What has happened since."""
-        self._landings = 0
-        """Arrivals since the current layer was reached."""
+        self._waited = False
+        """Whether the driver had to wait in the current layer."""
         self._debt = 0
         """What they and results of the CPU have cost the thread that drives the run, and the effect under way was not
         charged with yet."""
@@ -158,7 +158,10 @@ class Driver:
                 else:
                     self._drafting = type(effect) in _DRAFTING
                     self._blind = type(effect) in self._unseeing
-                    outcome = self._spend(*self._pass.outcome(effect))
+                    duration, value = self._pass.outcome(effect)
+                    if self._waited and not self._drafting:
+                        duration, self._waited = duration + self._cost.cold_ns(), False
+                    outcome = self._spend(duration, value)
                     if outcome is not None:
                         self._blind = False
                 if outcome is None:
@@ -237,6 +240,7 @@ class Driver:
         if self._awaited is None:
             self._learn(what, known)
             return
+        self._waited = True
         self._debt = 0  # What landed before cost time in which nothing could be computed anyway.
         self._learn(what, known)
         self.now = known
@@ -249,8 +253,7 @@ class Driver:
         if isinstance(what, Arrival):
             self._dispatch(BatchArrived(now, what.batch.batch, what.started, what.ended))
             self._landed += [key for key, _, _ in what.batch.loads if key not in self._on_host]
-            self._landings += 1
-            cost = self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns(self._landings)
+            cost = self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns()
         else:
             self._dispatch(HostComputed(now, what.layer, what.expert, what.started, what.ended))
             self._results.append(what.expert)
@@ -261,7 +264,6 @@ class Driver:
         if type(event) is LayerReached:
             # What arrived before is among the hits, or gone again.
             self._landed.clear()
-            self._landings = 0
             self._on_host = frozenset()
             self._layer = event.layer
             if self._prefetch_blocks:

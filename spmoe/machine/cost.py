@@ -143,8 +143,12 @@ class CostModel:
         """What forecasts for so many layers add to a draft token: nothing here, since routers are small."""
         return 0
 
-    def landing_ns(self, number: int) -> int:
-        """By how much the arrival of that number in a layer (from 1 on) delays what the GPU is given to compute."""
+    def landing_ns(self) -> int:
+        """By how much an arrival delays what the GPU is given to compute."""
+        return 0
+
+    def cold_ns(self) -> int:
+        """By how much longer the work behind a layer takes in which the thread that drives the run had to wait."""
         return 0
 
     def result_ns(self) -> int:

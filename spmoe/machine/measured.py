@@ -52,10 +52,11 @@ class MeasuredCost(CostModel):
     def forecast_ns(self, layers: int) -> int:
         return self._mean(layers * self._timings.forecast)
 
-    def landing_ns(self, number: int) -> int:
-        landing = self._timings.landing
-        before = landing.ns(number - 1) if number > 1 else 0
-        return self._mean(max(0, landing.ns(number) - before))
+    def landing_ns(self) -> int:
+        return self._mean(self._timings.landing)
+
+    def cold_ns(self) -> int:
+        return self._mean(self._timings.cold)
 
     def result_ns(self) -> int:
         return self._mean(self._timings.result)
@@ -70,7 +71,7 @@ class MeasuredCost(CostModel):
         )
 
     def decision_ns(self, policy: str) -> int:
-        return self._mean(self._timings.decisions.get(policy, 0))
+        return self._timings.decisions.get(policy, 0)
 
     def notice_ns(self) -> int:
         return self._mean(self._timings.notice)
@@ -112,8 +113,8 @@ class MeasuredCost(CostModel):
         items += [
             CostItem("first layer besides", self.entry_ns(), _MEASURED),
             CostItem(f"between rounds, tokens = {tokens}", self.round_ns(tokens), _MEASURED),
-            CostItem("first arrival in a layer", self.landing_ns(1), "what it costs the thread that drives the run"),
-            CostItem("each further arrival", self.landing_ns(2), "the same"),
+            CostItem("each arrival", self.landing_ns(), "what it costs the thread that drives the run"),
+            CostItem("behind a layer with waits", self.cold_ns(), "what follows takes longer"),
             CostItem("each result of the CPU", self.result_ns(), "the same"),
         ]
         return tuple(items)

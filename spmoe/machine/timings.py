@@ -49,15 +49,16 @@ class Timings:
     Times in ns.  `layer`: attention, router and bookkeeping of a layer by the tokens of the pass; `entry` what the
     first layer takes besides; `expert`: one expert in a slot by its tokens; `round`: choosing tokens and all else
     between two rounds, by the tokens verified.  `draft_token`: by the tokens that the draft reads for it;
-    `forecast`: what forecasts for one layer add to it.  `landing`: what arrivals cost the thread that drives the run,
-    by how many there are in a layer; `draft_landing`: what each costs while the draft runs; `result`: what a result of
-    the CPU costs it; `notice`: how long after an arrival it knows of it, while it waits.  `next_gate` and `gates`: what
-    a layer takes more to hear these of the router, by tokens.  `decisions`: what a policy's scheduler takes per layer,
-    beyond that under which the rest was timed.  `host_expert` by tokens, and `handover` before the first: None where
-    experts were not computed on the CPU.
+    `forecast`: what forecasts for one layer add to it.  `landing`: what each arrival costs the thread that drives the
+    run; `cold`: what the work behind a layer takes more in which it waited; `draft_landing`: what each arrival costs
+    while the draft runs; `result`: what a result of the CPU costs; `notice`: how long after an arrival the thread knows
+    of it, while it waits.  `next_gate` and `gates`: what a layer takes more to hear these of the router, by tokens.
+    `decisions`: what a policy's scheduler takes per layer, on average, beyond the simplest with nothing to load, under
+    which the rest was timed.  `host_expert` by tokens, and `handover` before the first: None where experts were not
+    computed on the CPU.
 
-    All of these are medians.  Work takes longer on average than in the median: `jitter` is by what factor.  `transfer`
-    is by what factor a load takes longer beside a run than alone.
+    Where nothing else is said these are medians.  Work takes longer on average than in the median: `jitter` is by what
+    factor.  `transfer` is by what factor a load takes longer beside a run than alone.
     """
 
     model: str
@@ -69,7 +70,8 @@ class Timings:
     round: Curve
     draft_token: Curve | None
     forecast: int
-    landing: Curve
+    landing: int
+    cold: int
     draft_landing: int
     result: int
     notice: int
@@ -100,7 +102,8 @@ class Timings:
             round=_curve(fields, "round"),
             draft_token=_curve(fields, "draft_token") if drafted else None,
             forecast=_ns(fields, "forecast_us"),
-            landing=_curve(fields, "landing", "arrivals"),
+            landing=_ns(fields, "landing_us"),
+            cold=_ns(fields, "cold_us"),
             draft_landing=_ns(fields, "draft_landing_us"),
             result=_ns(fields, "result_us"),
             notice=_ns(fields, "notice_us"),
@@ -126,15 +129,15 @@ def _by_name(fields: Fields) -> Mapping[str, int]:
     return MappingProxyType(found)
 
 
-def _curve(fields: Fields, name: str, count: str = "tokens") -> Curve:
+def _curve(fields: Fields, name: str) -> Curve:
     points: Sequence[Fields] = fields.sections(name)
     found = []
     for point in points:
-        found.append((point.whole(count), _ns(point, "us")))
+        found.append((point.whole("tokens"), _ns(point, "us")))
         point.done()
     try:
         return Curve(tuple(found))
     except ValueError:
         raise InputError(
-            f"{fields.place}: field {fields.path}{name}: expected points with ascending {count}, at least one"
+            f"{fields.place}: field {fields.path}{name}: expected points with ascending tokens, at least one"
         ) from None

@@ -31,7 +31,8 @@ TIMINGS: dict[str, Any] = {
     "round": [{"tokens": 1, "us": 7}],
     "draft_token": [{"tokens": 1, "us": 3200}, {"tokens": 2, "us": 3600}],
     "forecast_us": 2.5,
-    "landing": [{"arrivals": 1, "us": 1.5}, {"arrivals": 2, "us": 2}],
+    "landing_us": 1.5,
+    "cold_us": 8,
     "draft_landing_us": 3,
     "result_us": 5,
     "notice_us": 0,
@@ -97,7 +98,7 @@ def test_the_cost_model_of_the_pair_that_was_timed(tmp_path: Path) -> None:
     assert cost.draft_layers_ns(0, 32, 2) == 3_600_000
     assert cost.draft_layers_ns(0, 8) == 800_000
     assert cost.forecast_ns(8) == 20_000
-    assert [cost.landing_ns(number) for number in (1, 2, 3, 7)] == [1_500, 500, 500, 500]
+    assert (cost.landing_ns(), cost.cold_ns()) == (1_500, 8_000)
     assert (cost.notice_ns(), cost.handover_ns()) == (0, 40_000)
     assert (cost.draft_landing_ns(), cost.result_ns()) == (3_000, 5_000)
     assert [cost.hearing_ns(5, *asked) for asked in ((False, False), (True, False), (True, True))] == [
@@ -115,7 +116,7 @@ def test_work_takes_longer_on_average_than_in_the_median(tmp_path: Path) -> None
     hardware = load_hardware(profile(tmp_path, jitter=1.05))
     cost = cost_model(geometry("mixtral-8x7b"), hardware, 16, draft_model("mistral-7b"))
     assert (cost.layer_ns(1, 0), cost.expert_ns(1), cost.draft_token_ns()) == (105_000, 52_500, 3_360_000)
-    assert (cost.landing_ns(1), cost.landing_ns(2), cost.host_expert_ns(1)) == (1_575, 525, 945_000)
+    assert (cost.landing_ns(), cost.cold_ns(), cost.host_expert_ns(1)) == (1_575, 8_400, 945_000)
 
 
 def test_loads_take_longer_beside_a_run(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_other_models_and_widths_go_by_the_figures(tmp_path: Path) -> None:
     ):
         assert type(other) is CostModel and not other.blind
         assert (other.decision_ns("next-gate"), other.hearing_ns(3, True, True), other.draft_landing_ns()) == (0, 0, 0)
-        assert (other.entry_ns(), other.round_ns(5), other.forecast_ns(3), other.landing_ns(1)) == (0, 0, 0, 0)
+        assert (other.entry_ns(), other.round_ns(5), other.forecast_ns(3), other.landing_ns()) == (0, 0, 0, 0)
     assert isinstance(cost_model(mixtral, hardware, 16, None), MeasuredCost)
 
 
@@ -157,7 +158,7 @@ def test_without_experts_on_the_cpu_its_figures_count(tmp_path: Path) -> None:
 def test_every_item_is_explained(tmp_path: Path) -> None:
     items = measured(tmp_path).explain(5, 100, [1, 1, 3])
     assert [item.ns for item in items if item.name.startswith("layer")] == [140_500, 100_000, 60_000]
-    assert {"draft token", "load of one expert", "first arrival in a layer"} <= {item.name for item in items}
+    assert {"draft token", "load of one expert", "each arrival"} <= {item.name for item in items}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_every_item_is_explained(tmp_path: Path) -> None:
         ({"expert": [{"tokens": 0, "us": 1}]}, "field timings.expert.0.tokens: expected a whole number above 0, got 0"),
         ({"expert": [{"tokens": 1, "us": 1, "ms": 1}]}, "field timings.expert.0.ms: unknown"),
         ({"notice_us": -1}, "field timings.notice_us: expected a number from 0"),
-        ({"landing": [{"tokens": 1, "us": 1}]}, "field timings.landing.0.arrivals: expected a whole number above 0"),
+        ({"landing_us": []}, "field timings.landing_us: expected a number from 0"),
         ({"decisions_us": {"next-gate": -1}}, "field timings.decisions_us.next-gate: expected a number from 0"),
         ({"jitter": 0}, "field timings.jitter: expected a number above 0"),
         ({"surprise": 1}, "field timings.surprise: unknown"),
