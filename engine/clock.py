@@ -193,6 +193,8 @@ class VirtualClock:
         self._due: list[tuple[int, int, int, BatchArrived | HostComputed]] = []
         """A heap of (time, rank among equals, number, event): arrivals before the CPU's results."""
         self._number = 0
+        self._loads: dict[int, int] = {}
+        """How many are in each batch under way."""
         self._drafting = False
         self._waited = False
         """Whether there was a wait in the current layer."""
@@ -204,6 +206,7 @@ class VirtualClock:
     def submit(self, submit: Submit) -> None:
         self._link.submit(submit)
         started, ended = self._link_times.submit(submit, self.now)
+        self._loads[submit.batch] = len(submit.loads)
         self._expect(0, BatchArrived(ended + self._cost.notice_ns(), submit.batch, started, ended))
 
     def hand_over(self, layer: int, experts: Sequence[int], tokens: Sequence[int]) -> None:
@@ -276,9 +279,11 @@ class VirtualClock:
 
     def _landing_ns(self) -> int:
         """What it costs the thread that drives the run to hear of what happens next."""
-        if isinstance(self._due[0][3], HostComputed):
+        event = self._due[0][3]
+        if isinstance(event, HostComputed):
             return self._cost.result_ns()
-        return self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns()
+        loads = self._loads.pop(event.batch)
+        return self._cost.draft_landing_ns(loads) if self._drafting else self._cost.landing_ns(loads)
 
     def _next(self) -> Happening:
         """What happens next, known now, once it has really happened too."""

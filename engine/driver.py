@@ -220,8 +220,7 @@ class Driver:
         self._results = [expert for expert in self._results if expert not in missing]
         # A device that still computes what it was given before does not wait, though we do.
         began = waiting_since + clock.idle_ns - idle_before
-        ended = self._compute(landed)[1] if landed else clock.now
-        return began, ended, (*landed, *done)
+        return began, self._compute(landed)[1], (*landed, *done)
 
     def _deliver(self, happenings: Iterable[Happening]) -> None:
         """Tell the scheduler what happened, one thing after the other."""

@@ -9,7 +9,7 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import NamedTuple
 
-from spmoe.state.commands import Command, LayerPlan, Speculate
+from spmoe.state.commands import Command, LayerPlan, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,
     Event,
@@ -32,8 +32,8 @@ class Span(NamedTuple):
 
     Behind the last layer it lasts over the end of the round to the beginning of the next.  `tokens` are those of the
     pass, `experts` the tokens of each expert that was computed in a slot; `ns` is without waits, and `computing` the
-    part of it until the driver was done with the experts, in which it was told of `landed` arrivals and of `results` of
-    the CPU; `seen` are arrivals that it was told of afterwards.
+    part of it until the driver was done with the experts, in which it was told of the arrival of `landed` loads and of
+    `results` of the CPU; `seen` are loads of whose arrival it was told afterwards.
     """
 
     tokens: int
@@ -46,7 +46,7 @@ class Span(NamedTuple):
 
 
 class Drafted(NamedTuple):
-    """A draft token: what was read for it, how many layers forecasts were made for, and what arrived meanwhile."""
+    """A draft token: what was read for it, for how many layers there were forecasts, and loads that arrived."""
 
     read: int
     forecasts: int
@@ -67,8 +67,8 @@ class PartTimes:
         """Of the last layer."""
         self.notices: list[int] = []
         """From an arrival that ended a wait to where it was known."""
-        self.transfers: list[int] = []
-        """What batches took that arrived while a layer was under way."""
+        self.transfers: list[tuple[int, int]] = []
+        """What batches took that arrived while a layer was under way, and how many loads were in each."""
         self.host: dict[int, list[int]] = defaultdict(list)
         """Experts on the CPU, by their tokens."""
         self.handovers: list[int] = []
@@ -79,10 +79,13 @@ class PartTimes:
         """All rounds, from one beginning to the next."""
         self._unread = Unread()
         self._position = 0
+        self._loads: dict[int, int] = {}
+        """How many are in each batch under way."""
         self._round: list[Entry] = []
 
     def observe(self, event: Event, commands: tuple[Command, ...]) -> None:
         """Take in an event and what the scheduler answered."""
+        self._loads.update({each.batch: len(each.loads) for each in commands if isinstance(each, Submit)})
         if isinstance(event, RequestBegun):
             self._round.clear()  # Who knows what the time until then was spent with.
             self._unread.request_begun()
@@ -121,7 +124,7 @@ class PartTimes:
                 mark, landed = event.time, 0
                 tokens += 1
             elif isinstance(event, BatchArrived):
-                landed += 1
+                landed += self._loads[event.batch]
             elif isinstance(event, LayerReached) and event.layer == 0:
                 self.entries[tokens].append(event.time - mark)
             elif isinstance(event, StepEnded):
@@ -151,13 +154,13 @@ class PartTimes:
             elif isinstance(event, BatchArrived):
                 arrivals.append(event)
             elif isinstance(event, LayerDone):
-                waited, done, landed = sum(end - start for start, end in event.waits), event.time, len(arrivals)
+                waited, done, landed = sum(end - start for start, end in event.waits), event.time, self._sum(arrivals)
                 for _, end in event.waits:
                     # The wait is over when what ended it is known: looking at the clock lies between the two.
                     ending = next((each for each in arrivals if each.time >= end), None)
                     if ending is not None:
                         self.notices.append(ending.time - ending.ended)
-        self.transfers += [each.ended - each.started for each in arrivals]
+        self.transfers += [(each.ended - each.started, self._loads[each.batch]) for each in arrivals]
         experts = tuple(count for expert, count in counts.items() if expert not in plan.host)
         return Span(
             tokens,
@@ -166,5 +169,9 @@ class PartTimes:
             done - reached - waited,
             landed,
             results,
-            len(arrivals) - landed,
+            self._sum(arrivals) - landed,
         )
+
+    def _sum(self, arrivals: list[BatchArrived]) -> int:
+        """How many loads arrived."""
+        return sum(self._loads[each.batch] for each in arrivals)

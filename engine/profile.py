@@ -147,7 +147,8 @@ class Profile:
         study = self._study
         expected = study.subject.bench.layout.size * study.link.line.slope
         taken = study.landing.transfers
-        return max(1.0, sum(taken) / len(taken) / expected) if taken else 1.0
+        loads = sum(each for _, each in taken)
+        return max(1.0, sum(ns for ns, _ in taken) / (loads * expected)) if loads else 1.0
 
     def _simplest(self, gamma: int) -> float:
         """What the simplest scheduler takes per layer where it has nothing to load: it is part of a layer's time."""

@@ -253,7 +253,8 @@ class Driver:
         if isinstance(what, Arrival):
             self._dispatch(BatchArrived(now, what.batch.batch, what.started, what.ended))
             self._landed += [key for key, _, _ in what.batch.loads if key not in self._on_host]
-            cost = self._cost.draft_landing_ns() if self._drafting else self._cost.landing_ns()
+            loads = len(what.batch.loads)
+            cost = self._cost.draft_landing_ns(loads) if self._drafting else self._cost.landing_ns(loads)
         else:
             self._dispatch(HostComputed(now, what.layer, what.expert, what.started, what.ended))
             self._results.append(what.expert)

@@ -143,8 +143,8 @@ class CostModel:
         """What forecasts for so many layers add to a draft token: nothing here, since routers are small."""
         return 0
 
-    def landing_ns(self) -> int:
-        """By how much an arrival delays what the GPU is given to compute."""
+    def landing_ns(self, loads: int) -> int:
+        """By how much the arrival of so many loads at once delays what the GPU is given to compute."""
         return 0
 
     def cold_ns(self) -> int:
@@ -155,8 +155,8 @@ class CostModel:
         """By how much a result of the CPU delays what the GPU is given to compute."""
         return 0
 
-    def draft_landing_ns(self) -> int:
-        """By how much an arrival delays the draft."""
+    def draft_landing_ns(self, loads: int) -> int:
+        """By how much it delays the draft."""
         return 0
 
     def hearing_ns(self, tokens: int, next_gate: bool, gates: bool) -> int:

@@ -52,8 +52,8 @@ class MeasuredCost(CostModel):
     def forecast_ns(self, layers: int) -> int:
         return self._mean(layers * self._timings.forecast)
 
-    def landing_ns(self) -> int:
-        return self._mean(self._timings.landing)
+    def landing_ns(self, loads: int) -> int:
+        return self._mean(loads * self._timings.landing)
 
     def cold_ns(self) -> int:
         return self._mean(self._timings.cold)
@@ -61,8 +61,8 @@ class MeasuredCost(CostModel):
     def result_ns(self) -> int:
         return self._mean(self._timings.result)
 
-    def draft_landing_ns(self) -> int:
-        return self._mean(self._timings.draft_landing)
+    def draft_landing_ns(self, loads: int) -> int:
+        return self._mean(loads * self._timings.draft_landing)
 
     def hearing_ns(self, tokens: int, next_gate: bool, gates: bool) -> int:
         timings = self._timings
@@ -113,7 +113,7 @@ class MeasuredCost(CostModel):
         items += [
             CostItem("first layer besides", self.entry_ns(), _MEASURED),
             CostItem(f"between rounds, tokens = {tokens}", self.round_ns(tokens), _MEASURED),
-            CostItem("each arrival", self.landing_ns(), "what it costs the thread that drives the run"),
+            CostItem("each arrival of one expert", self.landing_ns(1), "what it costs the thread that drives the run"),
             CostItem("behind a layer with waits", self.cold_ns(), "what follows takes longer"),
             CostItem("each result of the CPU", self.result_ns(), "the same"),
         ]

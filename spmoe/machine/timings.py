@@ -49,13 +49,13 @@ class Timings:
     Times in ns.  `layer`: attention, router and bookkeeping of a layer by the tokens of the pass; `entry` what the
     first layer takes besides; `expert`: one expert in a slot by its tokens; `round`: choosing tokens and all else
     between two rounds, by the tokens verified.  `draft_token`: by the tokens that the draft reads for it;
-    `forecast`: what forecasts for one layer add to it.  `landing`: what each arrival costs the thread that drives the
-    run; `cold`: what the work behind a layer takes more in which it waited; `draft_landing`: what each arrival costs
-    while the draft runs; `result`: what a result of the CPU costs; `notice`: how long after an arrival the thread knows
-    of it, while it waits.  `next_gate` and `gates`: what a layer takes more to hear these of the router, by tokens.
-    `decisions`: what a policy's scheduler takes per layer, on average, beyond the simplest with nothing to load, under
-    which the rest was timed.  `host_expert` by tokens, and `handover` before the first: None where experts were not
-    computed on the CPU.
+    `forecast`: what forecasts for one layer add to it.  `landing`: what each load that arrives costs the thread that
+    drives the run; `cold`: what the work behind a layer takes more in which it waited; `draft_landing`: what each load
+    costs while the draft runs; `result`: what a result of the CPU costs; `notice`: how long after an arrival the thread
+    knows of it, while it waits.  `next_gate` and `gates`: what a layer takes more to hear these of the router, by
+    tokens.  `decisions`: what a policy's scheduler takes per layer, on average, beyond the simplest with nothing to
+    load, under which the rest was timed.  `host_expert` by tokens, and `handover` before the first: None where experts
+    were not computed on the CPU.
 
     Where nothing else is said these are medians.  Work takes longer on average than in the median: `jitter` is by what
     factor.  `transfer` is by what factor a load takes longer beside a run than alone.

@@ -98,9 +98,9 @@ def test_the_cost_model_of_the_pair_that_was_timed(tmp_path: Path) -> None:
     assert cost.draft_layers_ns(0, 32, 2) == 3_600_000
     assert cost.draft_layers_ns(0, 8) == 800_000
     assert cost.forecast_ns(8) == 20_000
-    assert (cost.landing_ns(), cost.cold_ns()) == (1_500, 8_000)
+    assert (cost.landing_ns(3), cost.cold_ns()) == (4_500, 8_000)
     assert (cost.notice_ns(), cost.handover_ns()) == (0, 40_000)
-    assert (cost.draft_landing_ns(), cost.result_ns()) == (3_000, 5_000)
+    assert (cost.draft_landing_ns(2), cost.result_ns()) == (6_000, 5_000)
     assert [cost.hearing_ns(5, *asked) for asked in ((False, False), (True, False), (True, True))] == [
         0,
         12_000,
@@ -116,7 +116,7 @@ def test_work_takes_longer_on_average_than_in_the_median(tmp_path: Path) -> None
     hardware = load_hardware(profile(tmp_path, jitter=1.05))
     cost = cost_model(geometry("mixtral-8x7b"), hardware, 16, draft_model("mistral-7b"))
     assert (cost.layer_ns(1, 0), cost.expert_ns(1), cost.draft_token_ns()) == (105_000, 52_500, 3_360_000)
-    assert (cost.landing_ns(), cost.cold_ns(), cost.host_expert_ns(1)) == (1_575, 8_400, 945_000)
+    assert (cost.landing_ns(1), cost.cold_ns(), cost.host_expert_ns(1)) == (1_575, 8_400, 945_000)
 
 
 def test_loads_take_longer_beside_a_run(tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_other_models_and_widths_go_by_the_figures(tmp_path: Path) -> None:
         cost_model(mixtral, hardware, 16, draft_model("qwen3-0.6b")),
     ):
         assert type(other) is CostModel and not other.blind
-        assert (other.decision_ns("next-gate"), other.hearing_ns(3, True, True), other.draft_landing_ns()) == (0, 0, 0)
-        assert (other.entry_ns(), other.round_ns(5), other.forecast_ns(3), other.landing_ns()) == (0, 0, 0, 0)
+        assert (other.decision_ns("next-gate"), other.hearing_ns(3, True, True), other.draft_landing_ns(1)) == (0, 0, 0)
+        assert (other.entry_ns(), other.round_ns(5), other.forecast_ns(3), other.landing_ns(1)) == (0, 0, 0, 0)
     assert isinstance(cost_model(mixtral, hardware, 16, None), MeasuredCost)
 
 
@@ -158,7 +158,7 @@ def test_without_experts_on_the_cpu_its_figures_count(tmp_path: Path) -> None:
 def test_every_item_is_explained(tmp_path: Path) -> None:
     items = measured(tmp_path).explain(5, 100, [1, 1, 3])
     assert [item.ns for item in items if item.name.startswith("layer")] == [140_500, 100_000, 60_000]
-    assert {"draft token", "load of one expert", "each arrival"} <= {item.name for item in items}
+    assert {"draft token", "load of one expert", "each arrival of one expert"} <= {item.name for item in items}
 
 
 @pytest.mark.parametrize(
