@@ -74,12 +74,14 @@ def load_whole(folder: str | Path, dtype: torch.dtype, device: torch.device, exp
 
 
 def describe_draft(model: Any, name: str) -> DraftShape:
-    """What a trace says of the draft `model`."""
+    """What a trace says of the draft `model`; what is active is counted as `spmoe.machine.geometry.DraftModel` does."""
     config = model.config.get_text_config()
     params = sum(each.numel() for each in model.parameters())
+    read, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     layers = find_moe_layers(model)
     experts = sum(each.numel() for layer in layers for each in layer.expert_parameters().values())
     asleep = experts - experts * config.num_experts_per_tok // layers[0].experts.num_experts if layers else 0
+    asleep += 0 if read is head else read.numel()  # A token looks up a single row.
     return DraftShape(name, params, params - asleep, 2 * config.num_hidden_layers * kv_values(config))
 
 
