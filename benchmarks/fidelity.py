@@ -37,9 +37,11 @@ TRACE = ROOT / "traces" / "pico.jsonl"
 RUNS = ROOT / "benchmarks" / "results" / "fidelity"
 RESULT = ROOT / "benchmarks" / "results" / "fidelity.json"
 PAGE = ROOT / "docs" / "fidelity.md"
+PICTURE = ROOT / "docs" / "fidelity.svg"
+README = ROOT / "README.md"
 CACHES = (0.25, 0.5, 0.75)
 RATIOS = (0.5, 1.0, 3.0)
-TOKENS, REPEATS = 120, 3
+TOKENS, REPEATS = 60, 5
 BITS = 32
 
 
@@ -104,8 +106,10 @@ def page(found: Fidelity, files: Sequence[Path]) -> Iterator[str]:
     """The table of the page."""
     runs = {file.name: read_run(file) for file in files}
     some = next(iter(runs.values()))
-    yield f"{some.hardware.source.partition(';')[0]}; {some.trace.tokens} tokens of traces/{some.trace.name}, gamma "
-    yield f"{some.gamma}, {len(some.policies)} policies, {len(some.policies[0].tpots_ms)} runs each."
+    yield (
+        f"{some.hardware.source.partition(';')[0]}; {some.trace.tokens} tokens of traces/{some.trace.name}, gamma "
+        f"{some.gamma}, {len(some.policies)} policies, {len(some.policies[0].tpots_ms)} runs each."
+    )
     yield ""
     yield "| link/compute | cache | link GB/s | median error | largest error | its policy | beyond its limit | tau |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -140,14 +144,60 @@ def _by_policy(name: str, compared: Sequence[Compared]) -> str:
     return f"| `{name}` | {sizes[middle]:.1%} | {sizes[-1]:.1%} | {mean:+.1%} | {spreads[middle]:.1%} |"
 
 
-def put_into(path: Path, name: str, lines: Iterator[str]) -> None:
-    """The lines take the place of what stands between the marks."""
+def sentence(found: Fidelity) -> Iterator[str]:
+    """What the README says."""
+    tau = found.kendall_tau
+    yield (
+        f"On the CPU, with the small pair and links of three speeds, {len(found.policies)} policies and settings: "
+        f"median error {found.median_error:.1%}, largest {found.max_error:.1%}; "
+        f"Kendall's tau of the rankings {0 if tau is None else tau:.2f}."
+    )
+
+
+def draw(found: Fidelity, path: Path) -> None:
+    """Predicted against measured, one point per policy and run."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "fidelity"
+    figure, axes = pyplot.subplots(figsize=(6, 5.2))
+    for ratio in RATIOS:
+        names = {run_file(ratio, cache).name for cache in CACHES}
+        points = [each for each in found.policies if each.run in names]
+        measured, predicted = [each.measured_tpot_ms for each in points], [each.predicted_tpot_ms for each in points]
+        axes.scatter(measured, predicted, s=12, label=f"link/compute {ratio:g}")
+    ends = [
+        min(each.measured_tpot_ms for each in found.policies),
+        max(each.measured_tpot_ms for each in found.policies),
+    ]
+    axes.plot(ends, ends, color="grey", linewidth=1)
+    axes.fill_between(ends, [0.88 * end for end in ends], [1.12 * end for end in ends], color="grey", alpha=0.15)
+    axes.set(xscale="log", yscale="log", xlabel="measured ms per token", ylabel="predicted ms per token")
+    axes.legend(title="grey: within 12 %")
+    figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")
+
+
+def embedded(text: str, name: str, lines: Iterator[str]) -> str:
+    """`text` with the lines in place of what stands between the marks."""
     begin, end = f"<!-- {name}: made by benchmarks/fidelity.py -->", f"<!-- end of {name} -->"
-    text = path.read_text("utf-8")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    with atomic_write(path) as stream:
-        stream.write("\n".join([before + begin, "", *lines, "", end]) + after)
+    return "\n".join([before + begin, "", *lines, "", end]) + after
+
+
+def known() -> Fidelity:
+    """What the result file says."""
+    rows = json.loads(RESULT.read_text("utf-8"))["policies"]
+    return Fidelity(tuple(Compared(**{name: value for name, value in row.items() if name != "error"}) for row in rows))
+
+
+def write_pages(found: Fidelity, files: Sequence[Path]) -> None:
+    for path, name, lines in ((PAGE, "fidelity", page(found, files)), (README, "fidelity summary", sentence(found))):
+        text = embedded(path.read_text("utf-8"), name, lines)
+        with atomic_write(path) as stream:
+            stream.write(text)
 
 
 def main() -> None:
@@ -160,8 +210,8 @@ def main() -> None:
     found = fidelity(files, TRACE)
     with atomic_write(RESULT) as stream:
         stream.write(json.dumps(summarised(found, files), indent=1) + "\n")
-    if PAGE.exists():
-        put_into(PAGE, "fidelity", page(found, files))
+    write_pages(found, files)
+    draw(found, PICTURE)
     print("\n".join(page(found, files)))
 
 

@@ -59,7 +59,8 @@ def find_folder(name: str) -> Path:
 class BlankPair(NamedTuple):
     """A target and a draft as their configurations say, before any memory is taken.
 
-    `layout` is that of the target's experts; `layer_map` and `why` as in `Bench`.
+    `layout` is that of the target's experts; `layer_map` and `why` as in `Bench`; `next_gate`: whether a router can be
+    asked about the layer before its own.
     """
 
     target: Path
@@ -70,6 +71,7 @@ class BlankPair(NamedTuple):
     layout: Layout
     layer_map: tuple[int, ...] | None
     why: str
+    next_gate: bool
     dense_bytes: int
     draft_bytes: int
 
@@ -96,9 +98,15 @@ class BlankPair(NamedTuple):
             layout,
             layer_map,
             why,
+            all(layer.norm is not None for layer in layers),
             whole - geometry.keys * layout.nbytes,
             sum(each.nbytes for each in drafts.parameters()),
         )
+
+    @property
+    def bits(self) -> int:
+        """Per weight."""
+        return 8 * int(self.dtype.itemsize)
 
     @property
     def keys(self) -> int:

@@ -13,6 +13,11 @@ from engine.parttimes import Span
 _FEW: Final = 8
 """Samples below which a count of tokens gives no figure of its own."""
 
+_CERTAIN: Final = 0.02
+_STEPS: Final = 100
+_BLOCK: Final = 50
+"""Readings that are taken together."""
+
 
 class Median(NamedTuple):
     """A median in ns, the quartiles on either side of it, and of how many readings."""
@@ -45,12 +50,19 @@ class Line(NamedTuple):
     residuals: tuple[float, ...]
 
     @classmethod
-    def through(cls, points: Mapping[float, float]) -> Line:
-        """The line that is closest to `points` in relative terms: as much counts a small one that is 1 % off it as a
-        large one."""
-        x, y = np.array([*points], float), np.array([*points.values()], float)
+    def through(cls, points: Mapping[float, Median]) -> Line:
+        """The line from which `points` are off by least in all, each measured by how far its readings are apart, or 2 %
+        of it: so a small one counts as much as a large one unless it is less certain, and one that lies apart from all
+        others counts for little (least absolute deviations, by reweighting)."""
+        x = np.array([*points], float)
+        y, low, high = (np.array([each[part] for each in points.values()], float) for part in range(3))
+        certain = 1 / np.maximum((high - low) / 2, _CERTAIN * y)
         columns = np.stack([np.ones_like(x), x], 1)
-        (start, slope), *_ = np.linalg.lstsq(columns / y[:, None], np.ones_like(y), rcond=None)
+        weights = certain
+        for _ in range(_STEPS):
+            (start, slope), *_rest = np.linalg.lstsq(columns * weights[:, None], y * weights, rcond=None)
+            off = np.abs(start + slope * x - y) * certain
+            weights = certain / np.sqrt(np.maximum(off, 1e-3))
         return cls(float(start), float(slope), tuple(float(each) for each in start + slope * x - y))
 
 
@@ -164,3 +176,12 @@ def medians(groups: Mapping[int, Sequence[float]]) -> dict[int, Median]:
 def middle(readings: Sequence[float]) -> float:
     """Their median; 0 of none."""
     return median(readings) if readings else 0.0
+
+
+def usual_ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """By what factor first numbers are above second ones, on average over pairs that follow each other: the median
+    of what such blocks come to, since in some of them something else had the processor.  1 of no pairs."""
+    blocks = [pairs[start : start + _BLOCK] for start in range(0, len(pairs), _BLOCK)]
+    if len(blocks) > 1 and len(blocks[-1]) < _BLOCK:
+        blocks[-2:] = [[*blocks[-2], *blocks[-1]]]
+    return middle([sum(one for one, _ in block) / sum(other for _, other in block) for block in blocks]) or 1.0

@@ -20,7 +20,7 @@ TOKENS: Final = (1, 2, 4, 8, 16)
 READINGS: Final = 30
 _SQUARE: Final = 1024
 _AT_ONCE: Final = 10
-_LARGE: Final = 64 * 2**20
+_LARGE: Final = 256 * 2**20
 """Bytes: more than caches hold."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from spmoe.state.commands import Load, Purpose, Submit
 
 READINGS: Final = 15
 _SMALLEST: Final = 64 * 1024
+_CACHED: Final = 64 * 2**20
+"""Bytes: transfers go through more than that in turn, as caches hold less."""
 _LARGEST: Final = 64
 """Experts, in the largest transfer, at most."""
 
@@ -33,7 +36,7 @@ class LinkTimes(NamedTuple):
     @property
     def line(self) -> Line:
         """Latency (ns) and ns per byte of transfers alone."""
-        return Line.through({size: each.ns for size, each in self.alone.items()})
+        return Line.through({float(size): each for size, each in self.alone.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Readings, and by how much each size is off the line."""
@@ -59,12 +62,14 @@ def time_link(
     """
     alone, beside, together, apart = {}, {}, 0, 0
     for size in sizes(expert_bytes, most):
-        with _Bed(size, 1, device, gbps, latency_ns) as bed:
-            alone[size] = Median.of([bed.move((0,)) for _ in range(READINGS)])
+        count = max(1, _CACHED // size)
+        with _Bed(size, count, device, gbps, latency_ns) as bed:
+            rows = cycle(range(count))
+            alone[size] = Median.of([bed.move((next(rows),)) for _ in range(READINGS)])
             readings = []
             for _ in range(READINGS):
                 apart += _ns(busy)
-                moved, took = bed.move_beside((0,), busy)
+                moved, took = bed.move_beside((next(rows),), busy)
                 readings.append(moved)
                 together += took
             beside[size] = Median.of(readings)
@@ -97,11 +102,12 @@ class _Bed:
         store = HostStore(layout, rows, pin=device.type == "cuda")
         store.rows(0, rows).fill_(1)
         self._link = Link(store, SlotBuffer(layout, rows, device), 1, gbps, latency_ns=latency_ns)
+        self._rows = rows
         self._batch = 0
 
     def __enter__(self) -> _Bed:
-        for _ in range(3):
-            self.move((0,))
+        for row in range(self._rows):
+            self.move((row,))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 import torch
 
-from engine.bench import Bench
-from engine.families import find_moe_layers
+from engine.blank import BlankPair
 from engine.parttimes import Entry
 from engine.profile import Profile
 from engine.slots import SharedSlots
@@ -19,6 +18,7 @@ from spmoe.applies import sort_out
 from spmoe.config import SchedulerConfig, configure
 from spmoe.errors import InputError
 from spmoe.log import LogWriter
+from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import select
 from spmoe.policy.runtime import NATIVE
@@ -26,7 +26,7 @@ from spmoe.results.metrics import Metrics, MetricsFold
 from spmoe.results.run import Measured, Run, TraceIdentity, hardware_of
 from spmoe.setting import Setting, resolve_setting
 from spmoe.trace.schema import TraceInMemory
-from spmoe.trace.summary import TraceSummary, summarise
+from spmoe.trace.summary import summarise
 
 NAME: Final = "measured"
 """Of the profile inside a run file."""
@@ -44,28 +44,65 @@ class Room:
     gamma: int = 4
 
 
+class Chosen(NamedTuple):
+    """Policies to run, and why others are not."""
+
+    recipes: tuple[Recipe, ...]
+    skipped: dict[str, str]
+
+
+def choose(pair: BlankPair, trace: TraceInMemory, policies: Sequence[str], room: Room) -> Chosen:
+    """Those that `policies` (names or patterns, as in `select`) name and that run here as they are.
+
+    Raises InputError where none does, where one that is named outright does not, and for room that is out of range.
+    """
+    summary = summarise(trace)
+    # The machine makes no difference to what applies, as long as it has a CPU.
+    setting = _resolve(trace, summary.longest_request, pair.bits, room, load_hardware("rtx-4090"))
+    chosen, skipped = sort_out(select(policies), trace.header, summary, setting, False, policies)
+    for one in chosen:
+        if (missing := _obstacle(one, pair)) is not None:
+            if one.name in policies:
+                raise InputError(f"policy {one.name}: {missing}")
+            skipped[one.name] = missing
+    found = tuple(one for one in chosen if one.name not in skipped)
+    if not found:
+        raise InputError(f"policies: none of those that {' '.join(policies)} names can be measured here")
+    return Chosen(found, skipped)
+
+
+def _obstacle(one: Recipe, pair: BlankPair) -> str | None:
+    """Why the engine cannot run a policy as the simulator would; None where it can."""
+    if one.runtime != NATIVE:
+        return f"has a runtime of its own, which the engine does not imitate: {'; '.join(one.runtime.explain())}"
+    if "draft" in one.needs and pair.layer_map is None:
+        return f"needs draft forecasts, which these models do not give: {pair.why}"
+    if "next_gate" in one.needs and not pair.next_gate:
+        return "needs next_gate forecasts, which this model does not give: the norm behind attention was not found"
+    return None
+
+
 class Measurement:
     """Times policies on the beginning of a trace, and the machine in between, so that both know of the same minutes."""
 
-    def __init__(self, study: Study, trace: TraceInMemory, policies: Sequence[str], room: Room) -> None:
-        """`policies` are names or patterns, as in `select`; those that do not apply are left out unless named outright.
-
-        Takes a first turn of `study`.  Raises InputError for policies and room that do not fit the trace.
-        """
+    def __init__(self, study: Study, trace: TraceInMemory, chosen: Chosen, room: Room) -> None:
+        """Takes a first turn of `study`."""
         self._study = study
         self._trace = trace
-        summary = summarise(trace)
-        self._longest = summary.longest_request
+        self._longest = summarise(trace).longest_request
         study.turn()
-        setting = self._setting(room)
-        self._recipes, self.skipped = _choose(policies, trace, summary, setting, study.subject.bench)
-        self._configs = {one.name: self._configure(one, setting) for one in self._recipes}
-        self._slots = SharedSlots(
-            study.subject.bench.layout, setting.slots, study.subject.distinct, study.subject.bench.device
-        )
+        profile = hardware_of(Profile(study).document(NAME), NAME)
+        setting = _resolve(trace, self._longest, study.bits, room, profile)
+        self._skipped = chosen.skipped
+        self._configs = {
+            one.name: configure(one, setting.cost, setting.slots, setting.gamma, self._longest)[0]
+            for one in chosen.recipes
+        }
+        bench = study.subject.bench
+        self._slots = SharedSlots(bench.layout, setting.slots, study.subject.distinct, bench.device)
         self._kept: dict[str, list[Entry]] = {}
         """What happened in each policy's last run."""
-        self._runs: dict[str, list[Metrics]] = {one.name: [] for one in self._recipes}
+        self._runs: dict[str, list[Metrics]] = {name: [] for name in self._configs}
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -102,7 +139,7 @@ class Measurement:
             machine=describe_machine(study.subject.bench.device),
             model=trace.header.model,
             draft=draft,
-            bits=8 * study.subject.bench.dtype.itemsize,
+            bits=study.bits,
             longest_request=self._longest,
             link_gbps=study.gbps,
             profile=profile,
@@ -111,7 +148,7 @@ class Measurement:
                 Measured(self._configs[name], tuple(_tpot_ms(each) for each in runs), runs[-1].loads)
                 for name, runs in self._runs.items()
             ),
-            skipped=self.skipped,
+            skipped=self._skipped,
         )
 
     def _run(self, config: SchedulerConfig) -> Metrics:
@@ -129,48 +166,17 @@ class Measurement:
         self._kept[config.recipe] = entries
         return fold.result()
 
-    def _setting(self, room: Room) -> Setting:
-        bits = 8 * self._study.subject.bench.dtype.itemsize
-        profile = hardware_of(Profile(self._study).document(NAME), NAME)
-        return resolve_setting(
-            self._trace.header,
-            self._longest,
-            hardware=profile,
-            bits=bits,
-            cache=room.cache,
-            slots=room.slots,
-            gamma=room.gamma,
-        )
 
-    def _configure(self, one: Recipe, setting: Setting) -> SchedulerConfig:
-        return configure(one, setting.cost, setting.slots, setting.gamma, self._longest)[0]
-
-
-def _choose(
-    policies: Sequence[str], trace: TraceInMemory, summary: TraceSummary, setting: Setting, bench: Bench
-) -> tuple[list[Recipe], dict[str, str]]:
-    """Those that run as they are, and why not the others."""
-    chosen, skipped = sort_out(select(policies), trace.header, summary, setting, False, policies)
-    for one in chosen:
-        if (missing := _obstacle(one, bench)) is not None:
-            if one.name in policies:
-                raise InputError(f"policy {one.name}: {missing}")
-            skipped[one.name] = missing
-    found = [one for one in chosen if one.name not in skipped]
-    if not found:
-        raise InputError(f"policies: none of those that {' '.join(policies)} names can be measured here")
-    return found, skipped
-
-
-def _obstacle(one: Recipe, bench: Bench) -> str | None:
-    """Why the engine cannot run a policy as the simulator would; None where it can."""
-    if one.runtime != NATIVE:
-        return f"has a runtime of its own, which the engine does not imitate: {'; '.join(one.runtime.explain())}"
-    if "draft" in one.needs and bench.layer_map is None:
-        return f"needs draft forecasts, which these models do not give: {bench.why}"
-    if "next_gate" in one.needs and any(layer.norm is None for layer in find_moe_layers(bench.weights.target)):
-        return "needs next_gate forecasts, which this model does not give: the norm behind attention was not found"
-    return None
+def _resolve(trace: TraceInMemory, longest: int, bits: float, room: Room, hardware: Hardware) -> Setting:
+    return resolve_setting(
+        trace.header,
+        longest,
+        hardware=hardware,
+        bits=bits,
+        cache=room.cache,
+        slots=room.slots,
+        gamma=room.gamma,
+    )
 
 
 def _tpot_ms(metrics: Metrics) -> float:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from engine.blank import BlankPair
 from engine.device import resolve_device, resolve_dtype
-from engine.measurement import Measurement, Room
+from engine.measurement import Measurement, Room, choose
 from engine.options import Options
 from engine.plan import out_of_memory
 from engine.profile import Profile
@@ -74,10 +74,11 @@ def measure(options: argparse.Namespace) -> None:
     room = Room(options.cache, options.slots, options.gamma)
     if options.cache is options.slots is None:
         room = Room(0.5, None, options.gamma)
+    chosen = choose(pair, trace, options.policy, room)
     logs = None if options.logs is None else _folder(options.logs)
     with json_output(options.out) as write, _telling_memory(device):
         study = Study(pair.build(device, _host_memory(options)), options.link_gbps, LATENCY_NS)
-        measurement = Measurement(study, trace, options.policy, room)
+        measurement = Measurement(study, trace, chosen, room)
         with _progress(options.repeats * len(measurement.policies), "measure") as told:
             for _ in range(options.repeats):
                 measurement.repeat(told)

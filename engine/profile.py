@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import platform
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 
-from engine.fit import Layers, Median, fit_landings, fit_layers, medians, microseconds, middle
+from engine.fit import Median, fit_landings, fit_layers, medians, microseconds, middle, usual_ratio
 from engine.kerneltimes import arithmetic, memory_bandwidth
 from engine.parttimes import PartTimes, Span
 from engine.store import available_memory
@@ -145,10 +145,8 @@ class Profile:
     def _transfer(self) -> float:
         """By what factor loads take longer beside a run, on average, than the line of transfers alone says."""
         study = self._study
-        expected = study.subject.bench.layout.size * study.link.line.slope
-        taken = study.landing.transfers
-        loads = sum(each for _, each in taken)
-        return max(1.0, sum(ns for ns, _ in taken) / (loads * expected)) if loads else 1.0
+        load_ns = study.subject.bench.layout.size * study.link.line.slope
+        return max(1.0, usual_ratio([(ns, loads * load_ns) for ns, loads in study.landing.transfers]))
 
     def _simplest(self, gamma: int) -> float:
         """What the simplest scheduler takes per layer where it has nothing to load: it is part of a layer's time."""
@@ -169,16 +167,22 @@ class Profile:
         return {tokens: max(0.0, each.ns) for tokens, each in medians(more).items()} or {1: 0.0}
 
     def _jitter(self) -> float:
-        """By what factor all that was timed took longer than its medians: readings have a tail to one side."""
+        """By how much longer all that was timed took than its medians: readings have a tail to one side."""
         layers, times = self._layers, self._study.resident
-        pairs = [_sums(times.spans, layers.base, layers), _sums(times.tails, self._rounds, layers)]
+        pairs = [(span.ns, self._layers.base[span.tokens].ns + layers.of(span)) for span in self._based(times.spans)]
+        pairs += [(span.ns, self._rounds[span.tokens].ns + layers.of(span)) for span in self._based(times.tails)]
         pairs += [
-            (sum(each), len(each) * (layers.base[tokens].ns + self._entry))
+            (ns, layers.base[tokens].ns + self._entry)
             for tokens, each in times.entries.items()
             if tokens in layers.base
+            for ns in each
         ]
         pairs += [(each.ns, self._drafts[each.read].ns) for each in times.drafts if each.read in self._drafts]
-        return sum(taken for taken, _ in pairs) / sum(expected for _, expected in pairs)
+        return usual_ratio(pairs)
+
+    def _based(self, spans: Sequence[Span]) -> list[Span]:
+        """Those of whose tokens there were enough."""
+        return [span for span in spans if span.tokens in self._layers.base]
 
     def _readings(self) -> dict[str, Any]:
         """What the figures come from, with quartiles."""
@@ -198,11 +202,6 @@ class Profile:
             "scheduler_per_layer": {policy: Median.of(each).to_json() for policy, each in study.decisions.items()},
             "link": study.link.to_json(),
         }
-
-
-def _sums(spans: Iterable[Span], fixed: Mapping[int, Median], layers: Layers) -> tuple[float, float]:
-    known = [span for span in spans if span.tokens in fixed]
-    return sum(span.ns for span in known), sum(fixed[span.tokens].ns + layers.of(span) for span in known)
 
 
 def _drafted(policy: str) -> int:

@@ -87,6 +87,11 @@ class Study:
         self._traces: dict[int, TraceInMemory] = {}
         self._run(RESIDENT, GAMMA, self._keys)  # Warms up.
 
+    @property
+    def bits(self) -> int:
+        """Per weight."""
+        return 8 * int(self.subject.bench.dtype.itemsize)
+
     def turn(self) -> None:
         """Takes readings of everything once more."""
         for step in self.steps():
@@ -128,9 +133,8 @@ class Study:
 
     def _config(self, policy: str, gamma: int, slots: int, cutoff: int | None = None) -> SchedulerConfig:
         """What a scheduler for such a run is set up with, by figures that do not matter here."""
-        bits = 8 * self.subject.bench.dtype.itemsize
         context = 2 * self._tokens
-        setting = resolve_setting(self._trace(self._tokens).header, context, bits=bits, slots=slots, gamma=gamma)
+        setting = resolve_setting(self._trace(self._tokens).header, context, bits=self.bits, slots=slots, gamma=gamma)
         return configure(find_recipe(policy), setting.cost, slots, gamma, context, cutoff)[0]
 
     def _run(
