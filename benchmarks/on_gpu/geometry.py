@@ -76,7 +76,6 @@ def measure(task: Task) -> dict[str, Any]:
     subject = study.subject
     trace = excerpt(TraceFile(source), settings["tokens"], subject.model, subject.draft)
     setting = _setting(task, trace)
-    study.turn()  # Measures what the profile's stage did not leave.
     measurement = Measurement(study, trace, settings["policies"], Room(slots=setting.slots, gamma=GAMMA))
     repeated = 0
     while repeated < settings["repeats"]:

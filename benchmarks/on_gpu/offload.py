@@ -88,7 +88,10 @@ def _engine_rows(task: Task, target: Path, draft: Path, cache: float) -> dict[st
         with Engine.from_pretrained(target, second, **options, **({"gamma": GAMMA} if second else {})) as engine:
             timed = _rounds(task, lambda: _by_engine(engine, task.settings["tokens"]))  # noqa: B023
             room = engine.plan.slot_bytes
-        found[policy if second else f"{policy}, no draft"] = {"tpot_ms": round(timed.tpot_ms, 3), "tokens": timed.tokens}
+        found[policy if second else f"{policy}, no draft"] = {
+            "tpot_ms": round(timed.tpot_ms, 3),
+            "tokens": timed.tokens,
+        }
     return {"cache": cache, "slot_bytes": room, "engine": found}
 
 
