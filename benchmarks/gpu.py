@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 def run(todo: Iterable[Stage], out: Path, until: float, work: Work, told: Callable[[Outcome], object]) -> list[Outcome]:
-    """Works off what fits before `until`, a reading of `time.monotonic`; `told` hears of each stage as it is decided."""
+    """Works off what fits before `until`, a reading of `time.monotonic`; `told` hears what becomes of each stage."""
     found: list[Outcome] = []
 
     def note(stage: Stage, state: str, why: str = "") -> None:
@@ -144,6 +144,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="STAGE", choices=names, help=f"of {', '.join(names)}")
     options = parser.parse_args()
     until = time.monotonic() + 60 * options.minutes
+    if options.device == "cuda":
+        import torch  # Every stage does, and the first takes longest to.
+
+        if not torch.cuda.is_available():
+            parser.exit(2, "gpu: torch finds no CUDA device here; --device cpu runs it small\n")
     out = (options.out or RESULTS / ("gpu" if options.device == "cuda" else "gpu-cpu-smoke")).resolve()
     out.mkdir(parents=True, exist_ok=True)
     outcomes = run(chosen(options.device, options.only), out, until, Processes(options.device, out), _say)

@@ -36,7 +36,7 @@ def link(task: Task) -> dict[str, Any]:
 
 
 def _batch(number: int, rows: int, neighbours: bool) -> Submit:
-    """Rows of the one or of the other half; scattered ones are neighbours on the host alone, and so are copied singly."""
+    """Rows of the one or the other half; what are neighbours on the host alone is copied row by row."""
     first = number % 2 * rows
     places = range(rows) if neighbours else range(rows - 1, -1, -1)
     loads = tuple(Load(first + row, first + place, None) for row, place in enumerate(places))

@@ -65,7 +65,10 @@ def offload(task: Task) -> dict[str, Any]:
         rows = [_engine_rows(task, target, draft, cache) for cache in settings["caches"]]
         if there:
             plan = {"cpu_offload": 0, **{f"cache {row['cache']:g}": row["slot_bytes"] for row in rows}}
-            rivals = {name: _accelerate(task, target, room) for name, room in plan.items()}
+            rivals = {}
+            for name, room in plan.items():
+                rivals[name] = _accelerate(task, target, room)
+                gc.collect()  # Hooks and layers hold on to each other.
             for row in rows:
                 row["accelerate"] = _beside(row, rivals, f"cache {row['cache']:g}")
     for row in rows:
@@ -86,7 +89,7 @@ def _engine_rows(task: Task, target: Path, draft: Path, cache: float) -> dict[st
     for policy, second in (("spmoe.per-layer", draft), ("on-demand.lru-per-layer", None)):
         options = {"policy": policy, "cache": cache, "device": str(task.device), "dtype": "float32"}
         with Engine.from_pretrained(target, second, **options, **({"gamma": GAMMA} if second else {})) as engine:
-            timed = _rounds(task, lambda: _by_engine(engine, task.settings["tokens"]))  # noqa: B023
+            timed = _rounds(task, lambda: _by_engine(engine, task.settings["tokens"]))
             room = engine.plan.slot_bytes
         found[policy if second else f"{policy}, no draft"] = {
             "tpot_ms": round(timed.tpot_ms, 3),
@@ -104,7 +107,7 @@ def _by_engine(engine: Engine, tokens: int) -> Timed:
 
 
 def _accelerate(task: Task, target: Path, room: int) -> Timed:
-    """With whole layers on the device as far as their experts take `room` bytes; with none, all else is offloaded too."""
+    """With whole layers on the device as far as their experts take `room` bytes; without room all is offloaded."""
     from accelerate import cpu_offload
 
     model = load_whole(target, torch.float32, torch.device("cpu"), None)
@@ -122,11 +125,7 @@ def _accelerate(task: Task, target: Path, room: int) -> Timed:
                 layer.to(task.device)
         for part in (model.model.embed_tokens, model.model.norm, model.model.rotary_emb, model.lm_head):
             part.to(task.device)
-    try:
-        return _rounds(task, lambda: _by_transformers(model, task))
-    finally:
-        del model, layers
-        gc.collect()
+    return _rounds(task, lambda: _by_transformers(model, task))
 
 
 @torch.inference_mode()

@@ -37,7 +37,7 @@ class Stage(NamedTuple):
 
     @property
     def version(self) -> str:
-        """Changes with the code, the libraries and the settings: a result of another one does not count as this one's."""
+        """Changes with code, libraries and settings: what another one left behind is not this one's result."""
         told = json.dumps([self.name, self.kind, dict(self.settings), _libraries(), _fingerprint()], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -101,9 +101,7 @@ _CPU_BATCHES: Final = ((64 * 1024, 1, True), (_PICO_EXPERT, 1, True), (_PICO_EXP
 
 # Noise in a few GiB stands in for all experts: it is more than any cache holds, and pinning it takes seconds, not a
 # minute.
-_BIG: Final = _Model(
-    "mixtral-8x7b", "mistral-7b", "mixtral.jsonl", "bfloat16", 60, 16, 12, 8 * _GIB, 3 * _GIB
-)  # fmt: skip
+_BIG: Final = _Model("mixtral-8x7b", "mistral-7b", "mixtral.jsonl", "bfloat16", 60, 16, 12, 8 * _GIB, 3 * _GIB)
 _FINE: Final = _Model(
     "deepseek-v2-lite", "deepseek-v2-lite-awq", "deepseek-v2-lite.jsonl", "bfloat16", 40, 16, 24, 8 * _GIB, 3 * _GIB
 )

@@ -86,9 +86,6 @@ def main() -> None:
     options = parser.parse_args()
     known = {stage.name: stage for stage in stages(options.device)}
     device = torch.device(options.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(0)
-        device = torch.device("cuda", 0)
     todo = [known[name] for name in options.stages]
     sys.exit(not work_off(todo, device, options.out, options.seconds))
 
