@@ -108,16 +108,16 @@ _FINE: Final = _Model(
 _PICO: Final = _Model("pico-target", "pico-draft", "pico.jsonl", "float32", 12, 16, 24, None, None)
 
 _ON_GPU: Final = (
-    _alone("checks", 50, 10),
+    _alone("checks", 45, 10),
     _alone("link", 20, 10, batches=_GPU_BATCHES, pairs=15, bytes=2 * _GIB),
     _FINE.profile(30),
-    _FINE.measure("24gib", 35, (*_POLICIES, _ON_HOST), vram="24GiB", repeats=_REPEATS),
+    _FINE.measure("24gib", 30, (*_POLICIES, _ON_HOST), vram="24GiB", repeats=_REPEATS),
+    _FINE.measure("cache-25", 25, (*_POLICIES, _PARTLY_ON_HOST), cache=0.25, repeats=_REPEATS),
     _BIG.profile(45),
     _BIG.measure("24gib", 55, (*_POLICIES, _ON_HOST), vram="24GiB", repeats=_REPEATS),
-    _alone("offload", 35, 12, layers=8, hidden=1024, expert_width=2048, tokens=24, rounds=3, caches=(0.25, 0.5)),
-    _alone("kernels", 35, 10),
     _BIG.measure("cache-50", 35, (*_POLICIES, _PARTLY_ON_HOST), cache=0.5, repeats=_REPEATS),
-    _FINE.measure("cache-25", 30, (*_POLICIES, _PARTLY_ON_HOST), cache=0.25, repeats=_REPEATS),
+    _alone("offload", 30, 12, layers=8, hidden=1024, expert_width=2048, tokens=24, rounds=3, caches=(0.25, 0.5)),
+    _alone("kernels", 35, 10),
     _alone("fidelity", 10, 3, cheap=True),
 )
 # The same, small: the shipped pair in place of large ones.  A GiB is reckoned for workspace, and 12 MiB of experts are
