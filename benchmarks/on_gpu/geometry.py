@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from engine.blank import BlankPair
 from engine.measurement import Measurement, Room
 from engine.profile import Profile
 from engine.study import Study
+from spmoe.applies import sort_out
 from spmoe.config import SchedulerConfig
 from spmoe.log import verify_log
+from spmoe.machine.budget import memory_budget
+from spmoe.machine.units import parse_size
 from spmoe.policy.clairvoyant import Future
-from spmoe.policy.registry import recipe
+from spmoe.policy.registry import recipe, select
 from spmoe.results.run import TraceIdentity, hardware_of
 from spmoe.setting import Setting, resolve_setting
 from spmoe.trace.excerpt import excerpt
@@ -75,8 +79,11 @@ def measure(task: Task) -> dict[str, Any]:
     source = TRACES / settings["trace"]
     subject = study.subject
     trace = excerpt(TraceFile(source), settings["tokens"], subject.model, subject.draft)
-    setting = _setting(task, trace)
-    measurement = Measurement(study, trace, settings["policies"], Room(slots=setting.slots, gamma=GAMMA))
+    summary = summarise(trace)
+    setting, budget = room(settings, trace, summary.longest_request)
+    policies, skipped = sort_out(select(settings["policies"]), trace.header, summary, setting, False, ())
+    names = [each.name for each in policies]
+    measurement = Measurement(study, trace, names, Room(slots=setting.slots, gamma=GAMMA))
     repeated = 0
     while repeated < settings["repeats"]:
         began = time.monotonic()
@@ -88,10 +95,10 @@ def measure(task: Task) -> dict[str, Any]:
     run = measurement.result(TraceIdentity.of(source, trace.header.tokens), "")
     path = run_path(task.out, task.stage)
     write_json(path, run.to_json())
-    policies = {}
+    found = {}
     for each in sorted(run.policies, key=lambda each: each.tpot_ms):
         moved = _moved(measurement, each.config, trace, subject.bench.layout.size)
-        policies[each.policy] = {
+        found[each.policy] = {
             "tpot_ms": round(each.tpot_ms, 3),
             "spread": round(each.spread, 4),
             "runs": len(each.tpots_ms),
@@ -100,23 +107,32 @@ def measure(task: Task) -> dict[str, Any]:
     keys = subject.model.layers * subject.model.experts
     return {
         "file": path.name,
-        "budget": setting.explain(),
+        "budget": budget,
         "slots": setting.slots,
         "of": keys,
         "tokens": trace.header.tokens,
         "bits": run.bits,
-        "policies": policies,
+        "policies": found,
+        "left_out_policies": skipped,
     }
 
 
-def _setting(task: Task, trace: TraceInMemory) -> Setting:
-    """How many slots there are: what a budget of memory leaves, or a share of all experts.
+def room(settings: Mapping[str, Any], trace: TraceInMemory, longest: int) -> tuple[Setting, str]:
+    """How many slots there are, and in words why: what `vram` leaves, or a share `cache` of all experts.
 
-    The draft counts with as many bits as the model, or as few as it is published in.
+    With `vram` the draft counts with at most `draft_bits` per weight, as who owns such a card would have it; it
+    computes with as many as the model all the same.
     """
-    room = {name: task.settings[name] for name in ("vram", "cache") if name in task.settings}
-    bits = 8 * getattr(torch, task.settings["dtype"]).itemsize
-    return resolve_setting(trace.header, summarise(trace).longest_request, bits=bits, gamma=GAMMA, **room)
+    bits = 8 * getattr(torch, settings["dtype"]).itemsize
+    if "cache" in settings:
+        setting = resolve_setting(trace.header, longest, bits=bits, cache=settings["cache"], gamma=GAMMA)
+        return setting, f"{setting.slots} slots, {settings['cache']:.0%} of all experts"
+    asked = resolve_setting(trace.header, longest, bits=bits, gamma=GAMMA, slots=1)
+    assert asked.draft is not None
+    draft = replace(asked.draft, max_bits=settings["draft_bits"])
+    budget = memory_budget(asked.geometry, bits, draft, longest, parse_size(settings["vram"]))
+    setting = resolve_setting(trace.header, longest, bits=bits, slots=budget.slots, gamma=GAMMA)
+    return setting, f"{budget.explain()}; the draft counted at {draft.width(bits):g} bits"
 
 
 def _study(task: Task) -> BriefStudy:
