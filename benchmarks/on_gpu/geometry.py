@@ -21,6 +21,7 @@ from engine.profile import Profile
 from engine.study import Study
 from spmoe.applies import sort_out
 from spmoe.config import SchedulerConfig
+from spmoe.errors import InputError
 from spmoe.log import verify_log
 from spmoe.machine.budget import memory_budget
 from spmoe.machine.units import parse_size
@@ -58,7 +59,11 @@ def profile(task: Task) -> dict[str, Any]:
     model = task.settings["target"]
     path = profile_path(task.out, model)
     document = Profile(study).document(path.stem.removeprefix("profile-"))
-    hardware_of(document, path.name)  # What cannot be read again is not written.
+    try:
+        hardware_of(document, path.name)
+    except InputError:
+        write_json(path.with_name(f"refused-{path.name}"), document)  # To find out why: it cannot be had again soon.
+        raise
     write_json(path, document)
     timings, spread = document["timings"], document["measured"]["link"]
     return {
