@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NoReturn
 
 from spmoe.config import SchedulerConfig
-from spmoe.policy.admission import InitialOnly
+from spmoe.policy.admission import ByValue, InitialOnly
 from spmoe.policy.clairvoyant import Future
 from spmoe.policy.planner import Planner
 from spmoe.policy.prefetch import Scope
@@ -93,6 +93,7 @@ class Scheduler:
         self._submitted, self._depth = self.queue.submitted, self.queue.depth
         self._miss, self._fetch_only = recipe.miss, recipe.miss.fetch_only
         self._only_initial = isinstance(recipe.admission, InitialOnly)
+        self._by_value = isinstance(recipe.admission, ByValue)
         self._gamma_limit = recipe.speculation.gamma(config.gamma)
         self._keys = config.layers * config.experts
         self._time = 0
@@ -267,7 +268,7 @@ class Scheduler:
             self._wish(wishes, Purpose.PREFETCH)
         self._phase = Phase.LAYER
         self._on_host.update(host)
-        waves = bool(absent) and not residency.holds(present)
+        waves = bool(absent) and (self._by_value or not residency.holds(present))
         in_order = self._miss.in_order and not waves  # In waves a hit must not keep its slot until its turn comes.
         return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), host, in_order, waves)
 

@@ -13,8 +13,9 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from spmoe.errors import InputError
-from spmoe.policy.admission import InitialOnly
+from spmoe.policy.admission import ByValue, InitialOnly
 from spmoe.policy.clairvoyant import Clairvoyant, Farthest
+from spmoe.policy.foresight import Foresight, LatestExpected, RecentUse
 from spmoe.policy.horizon import CutoffLayer, NextLayer, Unlimited
 from spmoe.policy.peers import FRAMEWORKS, MIXTRAL_OFFLOADING, PEERS
 from spmoe.policy.placement import HindsightSet, LayerPools, PopularSet
@@ -180,6 +181,28 @@ SP_MOE_ROWS = (
     ),
 )
 
+FORESIGHT_ROWS = (
+    Recipe(
+        name="spmoe.foresight.history",
+        summary="no prefetch; who is expected to be needed again latest leaves, by the pass and recent use",
+        source="ours (docs/foresight.md)",
+        predictor=RecentUse(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+    ),
+    Recipe(
+        name="spmoe.foresight.eviction",
+        summary="no prefetch; who is expected to be needed again latest leaves, by the pass, the draft and recent use",
+        source="ours (docs/foresight.md)",
+        predictor=Foresight(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+        fallback="spmoe.foresight.history",
+    ),
+)
+
 ORACLES = (
     Recipe(
         name="clairvoyant",
@@ -192,7 +215,7 @@ ORACLES = (
     ),
 )
 
-RECIPES = registry(BASELINES + SP_MOE_ROWS + FRAMEWORKS + PEERS + ORACLES)
+RECIPES = registry(BASELINES + SP_MOE_ROWS + FORESIGHT_ROWS + FRAMEWORKS + PEERS + ORACLES)
 
 
 def select(names: str | Sequence[str]) -> list[Recipe]:
