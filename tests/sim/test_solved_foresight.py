@@ -1,0 +1,59 @@
+"""The rows of foresight, each on a run that can be followed on paper.
+
+As in `tests.sim.test_hand_solved`: attention and router of a layer take 100 ns, an expert 50, a load 200 on the link
+with no latency, a drafted token 40.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.paper import milliseconds, solve, token, trace
+
+
+@pytest.mark.parametrize("policy", ["spmoe.foresight.history", "spmoe.foresight.eviction"])
+def test_who_rests_longest_leaves(policy: str) -> None:
+    lines = trace([token(0, (0,), (0,)), token(1, (1,), (1,)), token(2, (0,), (1,))], 2, 2)
+    run = solve(lines, policy, slots=3)
+    # Misses: there at 300, computed at 350; then 650 and 700, 1000 and 1050.  (1, 1) at 1150 finds all slots taken.
+    # (0, 0) and (1, 0) were used once and left out once, so they rest as long once they may come; but (0, 0) may come
+    # in visit 4, (1, 0) in visit 5 at the earliest.  (0, 1) was used just now and may come in visit 4 too.
+    assert run.evicted == [(1, 0)]
+    # Token 2 hits twice: 1500 and 1550, 1650 and 1700.
+    assert run.counts == (2, 0, 4, 4)
+    assert run.metrics.decode_ns == 1700
+    assert solve(lines, "on-demand.lru", slots=3).counts == (1, 0, 5, 5)
+
+
+def test_of_a_layer_who_was_used_less_leaves() -> None:
+    lines = trace([token(0, (0,)), token(1, (0,)), token(2, (1,)), token(3, (2,)), token(4, (0,))], 1, 3)
+    run = solve(lines, "spmoe.foresight.history", slots=2)
+    # Expert 0 was used twice, 1 once but last: its fast memory says 0.34 and 0.36, the slow one 0.38 and 0.34.
+    assert run.evicted == [(0, 1)]
+    assert run.counts == (2, 0, 3, 3)
+    # LRU lets 0 go, and 1 for it.
+    assert solve(lines, "on-demand.lru", slots=2).counts == (1, 0, 4, 4)
+
+
+@pytest.mark.parametrize("named", [0, 1])
+def test_who_is_forecast_stays(named: int) -> None:
+    lines = [
+        token(0, (0,), (0,)),
+        token(1, (0,), (1,)),
+        token(2, (0,), (0,), draft=((0,), (named,))),
+        token(3, (1,), (0,)),
+    ]
+    run = solve(trace(lines, 2, 2), "spmoe.foresight.eviction", slots=3, gamma=1)
+    # Step 1 (tokens 0 and 1) loads (0, 0), (1, 0) and (1, 1), which are as likely to come again.  In step 2 (tokens 2
+    # and 3) layer 0 needs both its experts: for (0, 1) one of layer 1 has to go, and the draft says which.
+    assert run.evicted[0] == (1, 1 - named)
+    assert run.counts == ((2, 0, 4, 4) if named == 0 else (1, 0, 5, 5))
+
+
+def test_what_has_computed_may_leave_while_its_layer_loads() -> None:
+    lines = trace([token(0, (0,), (0, 1, 2)), token(1, (0, 1, 2), (0, 1, 2))], 2, 3, top_k=3)
+    run = solve(lines, "spmoe.foresight.history", slots=4, depth=1, hardware=milliseconds(2))
+    # Token 1 needs three experts of layer 0.  (0, 0) is there; for (0, 1) one of layer 1 has to go.  When it arrives
+    # (0, 0) has computed and comes in visit 4 again, two of layer 1 in visit 3: it makes room for (0, 2).
+    assert run.evicted[:2] == [(1, 0), (0, 0)]
+    assert [plan.waves for plan in run.plans] == [True] * 4
