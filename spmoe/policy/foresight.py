@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spmoe.policy.prefetch import Scope
+from spmoe.policy.row_similarity import Ints
 from spmoe.policy.scored import ScoredOrder
 from spmoe.policy.use_rates import ONE, Trust, UseRates
 from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, StepBegun
@@ -95,11 +97,18 @@ class NextUses(Forecast):
             self._expect(layer, layer)
 
     @property
-    def soonness(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def soonness(self) -> Ints:
         """Per key, minus the visit (/`ONE`) at which its next use is expected; not to be changed."""
         if self._heard:
             self._heed()
         return self._soonness
+
+    def watch(self, order: ExpectedOrder) -> None:
+        """`order` knows who is there; of no use here."""
+
+    def worth(self, key: int, victim: int) -> bool:
+        """Whether a prefetch of `key` may displace `victim`: only what is expected later than itself."""
+        return bool(self.soonness[victim] < self.soonness[key])
 
     def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
         self._begin(event.tokens)
@@ -135,6 +144,9 @@ class NextUses(Forecast):
         self._prompt = prompt
         self._spared.clear()
 
+    def _said(self, layer: int, needed: Ints) -> None:
+        """The draft has spoken of `layer`, which will need its experts with these probabilities (/`ONE`)."""
+
     def _expect(self, layer: int, visit: int) -> None:
         """The experts of `layer` may be needed at `visit` next, of which nothing but their rates is known."""
         rates = self._rates.of(layer)
@@ -153,6 +165,7 @@ class NextUses(Forecast):
                 needed[expert] = self._trust.named(ONE - chance)
             visit = (self._pass * self._layers + layer) * ONE
             self._soonness[first : first + experts] = -(visit + behind * (ONE - needed) // rates)
+            self._said(layer, needed)
 
     def _judge(self, layer: int, spared: dict[int, int], experts: Sequence[int]) -> None:
         """Compare what the draft said of a layer with the truth."""
@@ -172,10 +185,17 @@ class ExpectedOrder(ScoredOrder):
     def __init__(self, pool_of: Sequence[int], forecast: NextUses) -> None:
         super().__init__(pool_of)
         self._forecast = forecast
+        forecast.watch(self)
+
+    def absent(self, first: int, end: int) -> NDArray[np.bool_]:
+        """Of the keys from `first` to `end` (exclusive), which are neither on the GPU nor on their way."""
+        absent: NDArray[np.bool_] = ~self._here[:, first:end].any(axis=0)
+        return absent
 
     def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
-        """The latest expected; demand loads and prefetches displace alike."""
+        """The latest expected; for a prefetch only where the forecast agrees."""
         victim = self._lowest(self._forecast.soonness, self._here[pool], resident, pinned)
-        if victim is not None:
-            self.forget(victim)
+        if victim is None or not (demand or self._forecast.worth(key, victim)):
+            return None
+        self.forget(victim)
         return victim

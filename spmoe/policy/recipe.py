@@ -24,6 +24,7 @@ from spmoe.policy.prefetch import DraftGate, NextGate, NoPredictor
 from spmoe.policy.refined import DraftThenGate
 from spmoe.policy.runtime import NATIVE, Runtime
 from spmoe.policy.speculation import FixedGamma, Speculation
+from spmoe.policy.worthwhile import ForesightAhead
 
 Predictor = (
     NoPredictor
@@ -36,6 +37,7 @@ Predictor = (
     | UtilityCounters
     | RecentUse
     | Foresight
+    | ForesightAhead
     | Clairvoyant
 )
 Eviction = Lru | Lfu | LeastStale | ActivationAware | MapAware | Levels | LatestExpected | Farthest

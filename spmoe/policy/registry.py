@@ -24,6 +24,7 @@ from spmoe.policy.popular import Popular
 from spmoe.policy.prefetch import DraftGate, NextGate
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.refined import DraftThenGate
+from spmoe.policy.worthwhile import ForesightAhead
 
 SP_MOE = "Chen et al., SP-MoE, arXiv 2510.10302"
 SP_MOE_DIFFERS = (
@@ -196,6 +197,16 @@ FORESIGHT_ROWS = (
         summary="no prefetch; who is expected to be needed again latest leaves, by the pass, the draft and recent use",
         source="ours (docs/foresight.md)",
         predictor=Foresight(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+        fallback="spmoe.foresight.history",
+    ),
+    Recipe(
+        name="spmoe.foresight.prefetch",
+        summary="as spmoe.foresight.eviction, and fetches ahead what is likely enough, earliest deadline first",
+        source="ours (docs/foresight.md)",
+        predictor=ForesightAhead(),
         admission=ByValue(),
         eviction=LatestExpected(),
         io=Batched(),
