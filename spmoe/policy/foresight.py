@@ -189,7 +189,7 @@ class ExpectedOrder(ScoredOrder):
 
     def absent(self, first: int, end: int) -> NDArray[np.bool_]:
         """Of the keys from `first` to `end` (exclusive), which are neither on the GPU nor on their way."""
-        absent: NDArray[np.bool_] = ~self._here[:, first:end].any(axis=0)
+        absent: NDArray[np.bool_] = np.logical_not(np.logical_or.reduce(self._here[:, first:end]))
         return absent
 
     def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:

@@ -4,8 +4,9 @@ A prefetch that is needed saves the verifier a stall: as long as a load takes, o
 asked for the link, whichever is shorter.  One that is not needed delays the next demand load by a whole load.  So with
 a probability of p it is worth the link's time where
 
-    p * min(load, time until the next demand) > (1 - p) * load
+    p * min(load, time until the next demand) > (1 - p + d) * load
 
+where d is the probability that this pass has yet to come to whoever is displaced, and needs it: that costs a load too.
 While the draft runs, the next demand comes when the verifier begins; later, as a rule with the next layer.
 """
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 class ForesightAhead(Foresight):
     """As `Foresight`; what it is likely enough to need is fetched ahead, through drafting and verification.
 
-    No more than one load waits in the queue, so that there is nothing to cancel but that: it is dropped when its layer
-    is reached without needing it.
+    One load waits in the queue, no more: the next is chosen when the link takes it, by what is known then.  So there is
+    nothing to cancel but that one, which is dropped when its layer is reached without needing it.
     """
 
     def forecast(self, scope: Scope, future: Future | None) -> Forecast:

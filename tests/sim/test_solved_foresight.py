@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.paper import milliseconds, solve, token, trace
+from spmoe.policy.foresight import LatestExpected
+from spmoe.policy.horizon import NextLayer
+from spmoe.policy.planner import Pace
+from spmoe.policy.prefetch import Scope
+from spmoe.policy.worthwhile import ForesightAhead
+from spmoe.state.events import DraftPredicted, StepBegun
+from spmoe.trace.schema import ONE
+from tests.sim.paper import machine, milliseconds, solve, token, trace
+
+PACE = Pace(load_bytes=1, latency_ns=0, transfer_ns=100, draft_ns=400, layer_ns=10)
 
 
 @pytest.mark.parametrize("policy", ["spmoe.foresight.history", "spmoe.foresight.eviction"])
@@ -57,3 +66,50 @@ def test_what_has_computed_may_leave_while_its_layer_loads() -> None:
     # (0, 0) has computed and comes in visit 4 again, two of layer 1 in visit 3: it makes room for (0, 2).
     assert run.evicted[:2] == [(1, 0), (0, 0)]
     assert [plan.waves for plan in run.plans] == [True] * 4
+
+
+def test_what_is_likely_enough_is_fetched_while_the_draft_runs() -> None:
+    drafted = [token(n, (0,), (1,), draft=((0,), (1,))) for n in range(3)]
+    run = solve(trace(drafted, 2, 3), "spmoe.foresight.prefetch", slots=6, gamma=2, hardware=machine(2, draft_ns=500))
+    # The draft tells of its first token at 500 (both layers at once), and the verifier begins at 1000: two loads are
+    # over by then, one behind the other.  It finds all that it needs.
+    assert run.transfers == [([(0, 0)], 500, 700), ([(1, 1)], 700, 900)]
+    assert run.counts == (2, 0, 0, 2)
+    assert run.metrics.decode_ns == 1000 + 2 * 150
+    late = solve(trace(drafted, 2, 3), "spmoe.foresight.eviction", slots=6, gamma=2, hardware=machine(2, draft_ns=500))
+    assert late.metrics.decode_ns == run.metrics.decode_ns + 2 * 200
+
+
+def test_a_prefetch_has_to_be_worth_the_links_time() -> None:
+    forecast = ForesightAhead().forecast(Scope(4, 4, 1, 0, NextLayer(), PACE), None)
+    order = LatestExpected().order((0,) * 16, forecast, 4)
+    forecast.step_begun(StepBegun(0, 1), 1)
+
+    def wish(certainty: int, at: int) -> list[int]:
+        named = ((), (), ((2, certainty),), ((1, certainty),))
+        forecast.draft_predicted(DraftPredicted(at, 0, 0, named))
+        return [key for key, _, _ in forecast.top_up(0)]
+
+    # A load takes 100 and the verifier begins at 400.  Until 300 a load is over by then: an even chance is enough, the
+    # earliest layer first.  What the draft says counts as the middle of one of 16 bins: 15/32 is not enough, 17/32 is.
+    assert wish(ONE * 15 // 32, 0) == []
+    assert wish(ONE // 8, 0) == [2 * 4 + 2]  # With what was said before 1 - 17/32 * 7/8.
+    # Nothing more is wished for while that waits.
+    assert list(forecast.top_up(1)) == []
+    order.touch([2 * 4 + 2])
+    assert wish(0, 100) == [3 * 4 + 1]
+    order.touch([3 * 4 + 1])
+    assert wish(0, 100) == []
+
+
+def test_a_prefetch_displaces_nobody_whom_the_pass_may_need() -> None:
+    forecast = ForesightAhead().forecast(Scope(2, 2, 1, 0, NextLayer(), PACE), None)
+    order = LatestExpected().order((0,) * 4, forecast, 2)
+    forecast.step_begun(StepBegun(0, 1), 1)
+    order.touch([2, 3])
+    forecast.draft_predicted(DraftPredicted(0, 0, 0, (((0, ONE),), ((0, ONE),))))
+    assert [key for key, _, _ in forecast.top_up(0)] == [0]
+    # Key 2 is needed as surely as 0, and later; 3, not named, has a chance of 1/4 and leaves.
+    assert order.evict(0, {2}, (), 0, demand=False) is None
+    assert order.evict(0, {2, 3}, (), 0, demand=False) == 3
+    assert order.evict(0, {2}, (), 0, demand=True) == 2
