@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.row_similarity import Ints
+from spmoe.policy.said import Said
 from spmoe.policy.scored import ScoredOrder
 from spmoe.policy.use_rates import ONE, Trust, UseRates
 from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, StepBegun
@@ -87,9 +88,18 @@ class NextUses(Forecast):
         """Tokens of a step."""
         self._prompt = 0
         """Tokens of the prompt that is read; 0 in a step."""
-        self._spared: dict[int, dict[int, int]] = {}
-        """Per layer ahead, and expert that a forecast names there: how sure the draft is (/ONE) that it is *not*
-        needed."""
+        self._said = Said()
+        """What the draft says of the layers ahead in this pass."""
+        self._past = Said()
+        """What it says of the next pass, where it has gone past the window."""
+        self._known_until = 0, 0
+        """The token, and its layer, up to which the draft had spoken of this pass before it began."""
+        self._lead = 0, 0
+        """The same of the next pass, so far."""
+        self._stood, self._led = 1, 2
+        """How often what was drafted past a window stood, of how many times; at first an even chance."""
+        self._reached = -1
+        """The layer reached last in this pass."""
         self._heard = False
         """Whether forecasts came in that `soonness` does not reflect yet."""
         self._soonness = np.zeros(layers * experts, np.int64)
@@ -115,65 +125,92 @@ class NextUses(Forecast):
         return NOTHING
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
+        past, lead = self._past, self._lead
         self._begin(0)
         self._window = gamma + 1
+        if past:
+            self._said, self._past, self._known_until, self._heard = past, self._said, lead, True
 
     def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
-        for layer, forecast in enumerate(event.forecasts, event.layer):
-            spared = self._spared.setdefault(layer, {})
-            for expert, probability in forecast:
-                spared[expert] = spared.get(expert, ONE) * (ONE - probability) // ONE
+        end = event.layer + len(event.forecasts)
+        if event.token >= self._window:
+            self._past.hear(event.layer, event.forecasts)
+            self._lead = event.token - self._window, end
+        elif (event.token, event.layer) >= self._known_until:
+            self._said.hear(event.layer, event.forecasts)
         self._heard = True
         return NOTHING
 
+    def step_ended(self, stands: int) -> None:
+        if not self._past:
+            return
+        self._led += 1
+        if stands:
+            self._stood += 1
+        else:
+            for layer in self._past:
+                self._expect(layer, (self._pass + 1) * self._layers + layer)
+            self._past.clear()
+
     def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
-        layer = event.layer
+        layer = self._reached = event.layer
         if self._heard:
             self._heed()
-        if layer in self._spared:
-            self._judge(layer, self._spared.pop(layer), event.experts)
+        if layer in self._said:
+            self._judge(layer, event.experts)
+            self._said.forget(layer)
         if self._prompt:
             self._rates.learn_prompt(layer, event.experts, event.tokens, self._prompt, self._window)
         else:
             self._rates.learn(layer, event.experts, event.tokens, self._window)
-        self._expect(layer, (self._pass + 1) * self._layers + layer)
+        if layer in self._past:
+            self._expect_past(layer)
+        else:
+            self._expect(layer, (self._pass + 1) * self._layers + layer)
         return NOTHING
 
     def _begin(self, prompt: int) -> None:
         self._pass += 1
         self._prompt = prompt
-        self._spared.clear()
+        self._reached = -1
+        self._known_until = self._lead = 0, 0
+        self._said.clear()
 
-    def _said(self, layer: int, needed: Ints) -> None:
+    def _foresee(self, layer: int, needed: Ints) -> None:
         """The draft has spoken of `layer`, which will need its experts with these probabilities (/`ONE`)."""
 
-    def _expect(self, layer: int, visit: int) -> None:
-        """The experts of `layer` may be needed at `visit` next, of which nothing but their rates is known."""
-        rates = self._rates.of(layer)
-        first = layer * self._experts
-        self._soonness[first : first + self._experts] = -(visit * ONE + self._layers * ONE * (ONE - rates) // rates)
+    def _expect(self, layer: int, visit: int, needed: Ints | None = None) -> None:
+        """The experts of `layer` may be needed at `visit` next, with these probabilities; without any, by their
+        rates."""
+        rates, first = self._rates.of(layer), layer * self._experts
+        rests = self._layers * ONE * (ONE - (rates if needed is None else needed)) // rates
+        self._soonness[first : first + self._experts] = -(visit * ONE + rests)
 
     def _heed(self) -> None:
-        """Take in what the draft has said of this pass."""
+        """Take in what the draft has said."""
         self._heard = False
-        experts, rest = self._experts, self._trust.unnamed()
-        behind = self._layers * ONE
-        for layer, spared in self._spared.items():
-            rates, first = self._rates.of(layer), layer * experts
-            needed = rates * rest // ONE
-            for expert, chance in spared.items():
-                needed[expert] = self._trust.named(ONE - chance)
-            visit = (self._pass * self._layers + layer) * ONE
-            self._soonness[first : first + experts] = -(visit + behind * (ONE - needed) // rates)
-            self._said(layer, needed)
+        for layer in self._said:
+            needed = self._said.needed(layer, self._rates.of(layer), self._trust, self._window - 1)
+            self._expect(layer, self._pass * self._layers + layer, needed)
+            self._foresee(layer, needed)
+        for layer in self._past:
+            if layer <= self._reached:
+                self._expect_past(layer)
 
-    def _judge(self, layer: int, spared: dict[int, int], experts: Sequence[int]) -> None:
+    def _expect_past(self, layer: int) -> None:
+        """The draft has spoken of a layer in the next pass; whether that stands is another question."""
+        rates = self._rates.of(layer)
+        needed = self._past.needed(layer, rates, self._trust, self._window - 1)
+        needed = rates + (needed - rates) * self._stood // self._led
+        self._expect(layer, (self._pass + 1) * self._layers + layer, needed)
+
+    def _judge(self, layer: int, experts: Sequence[int]) -> None:
         """Compare what the draft said of a layer with the truth."""
         rates = self._rates.of(layer)
         expected, surprises = int(rates.sum()), len(experts)
-        for expert, chance in spared.items():
+        for expert, sure in self._said.named(layer).items():
             needed = expert in experts
-            self._trust.learn(ONE - chance, needed)
+            self._trust.learn(sure, needed)
             expected -= int(rates[expert])
             surprises -= needed
         self._trust.learn_unnamed(expected, surprises)

@@ -24,6 +24,7 @@ from spmoe.policy.popular import Popular
 from spmoe.policy.prefetch import DraftGate, NextGate
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.refined import DraftThenGate
+from spmoe.policy.speculation import RunAhead
 from spmoe.policy.worthwhile import ForesightAhead
 
 SP_MOE = "Chen et al., SP-MoE, arXiv 2510.10302"
@@ -210,6 +211,30 @@ FORESIGHT_ROWS = (
         admission=ByValue(),
         eviction=LatestExpected(),
         io=Batched(),
+        fallback="spmoe.foresight.history",
+    ),
+    Recipe(
+        name="spmoe.foresight.run-ahead",
+        summary="as spmoe.foresight.eviction; while the link is awaited, the draft goes on past the window",
+        source="ours (docs/foresight.md)",
+        differs="the engine does not run ahead: there it is spmoe.foresight.eviction",
+        predictor=Foresight(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+        speculation=RunAhead(),
+        fallback="spmoe.foresight.history",
+    ),
+    Recipe(
+        name="spmoe.foresight",
+        summary="step-aware eviction, prefetches that are worth the link's time, and drafts past the window",
+        source="ours (docs/foresight.md)",
+        differs="the engine does not run ahead: there it is spmoe.foresight.prefetch",
+        predictor=ForesightAhead(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+        speculation=RunAhead(),
         fallback="spmoe.foresight.history",
     ),
 )

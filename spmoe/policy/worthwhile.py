@@ -129,6 +129,6 @@ class WorthwhileLoads(NextUses):
         self._chances[:] = self._rates.all()
         self._may_find = False
 
-    def _said(self, layer: int, needed: Ints) -> None:
+    def _foresee(self, layer: int, needed: Ints) -> None:
         first = layer * self._experts
         self._chances[first : first + self._experts] = needed
