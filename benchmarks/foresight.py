@@ -59,7 +59,7 @@ PEERS = tuple(
     for name, one in RECIPES.items()
     if one.fetch_only and one.lossless and not one.needs & ORACLES and not name.startswith("spmoe.foresight")
 )
-OURS = "spmoe.foresight.prefetch"
+OURS = "spmoe.foresight"
 OUR_GAMMA = 16
 
 
