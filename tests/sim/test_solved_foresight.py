@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import pytest
 
-from spmoe.policy.foresight import LatestExpected
+from spmoe.policy.foresight import LatestExpected, NextUses
 from spmoe.policy.horizon import NextLayer
 from spmoe.policy.planner import Pace
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.worthwhile import ForesightAhead
-from spmoe.state.events import DraftPredicted, StepBegun
+from spmoe.state.events import DraftPredicted, LayerReached, StepBegun, TokenDrafted
+from spmoe.state.keys import Shape
 from spmoe.trace.schema import ONE
-from tests.sim.paper import machine, milliseconds, solve, token, trace
+from tests.sim.paper import machine, milliseconds, solve, token, trace, waits
 
 PACE = Pace(load_bytes=1, latency_ns=0, transfer_ns=100, draft_ns=400, layer_ns=10)
 
@@ -113,3 +114,48 @@ def test_a_prefetch_displaces_nobody_whom_the_pass_may_need() -> None:
     assert order.evict(0, {2}, (), 0, demand=False) is None
     assert order.evict(0, {2, 3}, (), 0, demand=False) == 3
     assert order.evict(0, {2}, (), 0, demand=True) == 2
+
+
+@pytest.mark.parametrize(("agree", "decode_ns"), [(True, 1040), (False, 1080)])
+def test_while_the_link_is_awaited_the_draft_goes_on(agree: bool, decode_ns: int) -> None:
+    lines = [token(n, (0,), (0,), draft=((0,), (0,)), agree=agree or n != 1) for n in range(4)]
+    run = solve(trace(lines, 2, 2), "spmoe.foresight.run-ahead", slots=4, gamma=1)
+    # Step 1 drafts until 40.  Layer 0 at 140 waits for a load until 340: meanwhile the draft reads the window's last
+    # token, 140 - 180, and the next window's first, 180 - 220.  That is all it may.  Layers: 390, 490 - 690, 740.
+    read = [(event.token, event.time) for event, _ in run.entries if isinstance(event, TokenDrafted)]
+    assert read[:3] == [(0, 40), (1, 180), (2, 220)]
+    # Where the draft went on with the target's token, step 2 has nothing to draft: layers at 890 and 1040.
+    assert len(read) == (3 if agree else 4)
+    assert waits(run) == [(140, 340), (490, 690)]
+    assert run.metrics.decode_ns == decode_ns
+    # The verifier computes what it would have, and waits as long: four layers of 100, four experts of 50.
+    assert (run.metrics.compute_ns, run.metrics.stall_ns) == (600, 400)
+    assert solve(trace(lines, 2, 2), "spmoe.foresight.eviction", slots=4, gamma=1).metrics.decode_ns == 1080
+
+
+def test_the_draft_does_not_go_on_where_it_would_delay_what_arrives() -> None:
+    lines = [token(n, (0,), (0,), draft=((0,), (0,))) for n in range(4)]
+    run = solve(trace(lines, 2, 2), "spmoe.foresight.run-ahead", slots=4, gamma=1, hardware=machine(2, draft_ns=201))
+    assert [event.token for event, _ in run.entries if isinstance(event, TokenDrafted)] == [0, 0]
+
+
+def test_what_is_drafted_past_the_window_says_who_comes_back() -> None:
+    forecast = NextUses(Shape(1, 4, 1))
+    forecast.step_begun(StepBegun(0, 1), 1)
+    forecast.layer_reached(LayerReached(10, 0, (0,), (2,)))
+    before = forecast.soonness.copy()
+    past = DraftPredicted(20, 2, 0, (((3, ONE),),))
+    forecast.draft_predicted(past)
+    after = forecast.soonness.copy()
+    assert after[3] > before[3] and (after[:3] <= before[:3]).all()
+    forecast.step_ended(0)  # Dropped.
+    assert (forecast.soonness == before).all()
+    forecast.draft_predicted(past)
+    # It did not stand once of once: with the even chance at first, the draft's word counts for a third.
+    assert before[3] < forecast.soonness[3] < after[3]
+    forecast.step_ended(1)
+    forecast.step_begun(StepBegun(30, 1), 1)
+    assert forecast.soonness[3] > after[3]  # Now it is of this pass, and certain to be verified.
+    sure = forecast.soonness.copy()
+    forecast.draft_predicted(past._replace(token=0))  # As the draft said already.
+    assert (forecast.soonness == sure).all()
