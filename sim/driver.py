@@ -62,8 +62,10 @@ class Driver:
         popularity: Popularity | None = None,
         progress: Callable[[int], None] | None = None,
         runtime: Runtime = NATIVE,
+        runs_ahead: bool = True,
     ) -> None:
-        """`progress` is told the number of tokens that each step puts out."""
+        """`progress` is told the number of tokens that each step puts out.  Unless it `runs_ahead`, nothing is drafted
+        past a window, as in the engine."""
         self._scheduler = scheduler
         self._cost = cost
         self._observers = observers
@@ -108,6 +110,7 @@ class Driver:
         self._blocked_until = 0
         """Until when experts may not compute."""
         self._told = scheduler.recipe.told
+        self._runs_ahead = runs_ahead
         self._feeds_prefill = "future" in scheduler.recipe.needs
 
     def run(self, requests: Iterator[Request]) -> None:
@@ -126,7 +129,9 @@ class Driver:
     def _programs(self, requests: Iterator[Request]) -> Generator[Effect, Outcome, None]:
         """The whole run as one program: prefill and steps of one request after the other."""
         config = self._scheduler.config
-        gamma = self._scheduler.recipe.speculation.gamma(config.gamma)
+        speculation = self._scheduler.recipe.speculation
+        gamma = speculation.gamma(config.gamma)
+        lead = speculation.lead(config.gamma) if self._runs_ahead else 0
         unread, policy = Unread(), self._scheduler.recipe.name
         for request in requests:
             unread.request_begun()
@@ -136,9 +141,13 @@ class Driver:
                 self._pass = PromptPass(self._cost, request.prefill, policy, self._told)
                 touched = request.prefill.touched if self._feeds_prefill else ()
                 yield from prefill(self._dispatch, self.now, request.prefill.prompt_tokens, config.layers, touched)
-            while lines := request.lines(gamma + 1):
-                this = self._pass = StepPass(self._cost, lines, gamma, request.position, unread, policy, self._told)
-                yield from step(self._dispatch, self.now, this.limit, config.layers)
+            drafted = 0
+            while lines := request.lines(gamma + 1 + lead):
+                this = self._pass = StepPass(
+                    self._cost, lines, gamma, request.position, unread, policy, self._told, drafted
+                )
+                yield from step(self._dispatch, self.now, this.limit, config.layers, drafted, this.lead)
+                drafted = this.stands
                 request.advance(this.tokens)
                 if self._progress:
                     self._progress(this.tokens)

@@ -9,9 +9,9 @@ from spmoe.machine.cost import CostModel
 from spmoe.policy.gating import thinned
 from spmoe.policy.recipe import Told
 from spmoe.state.events import Forecast
-from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Routed
+from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Keep, Routed
 from spmoe.trace.gates import even_gate, gate_of
-from spmoe.trace.schema import PrefillLine, TokenLine
+from spmoe.trace.schema import PrefillLine, RejectedLine, TokenLine
 from spmoe.trace.windows import Routing, window
 from spmoe.unread import Unread
 
@@ -105,17 +105,33 @@ class StepPass(Pass):
         unread: Unread,
         policy: str,
         told: Told = NOTHING,
+        drafted: int = 0,
     ) -> None:
-        """`lines` are up to gamma + 1 from the pending token on, fewer where the request ends with them; `unread`
-        follows the request's draft."""
+        """`lines` are up to gamma + 1 from the pending token on, fewer where the request ends with them, and behind
+        them as many as the draft may go past the window; `unread` follows the request's draft, which has drafted the
+        first `drafted` tokens already."""
         super().__init__(cost, policy, told)
         self._position = position
         self._unread = unread
-        unread.round_begun(position)
+        unread.round_begun(position, drafted)
         self._read: int | None = None
         """What the draft reads for the token under way."""
         self._whole = window(lines, gamma)
-        self._drafted = 0
+        self._drafted = drafted
+        self._beyond = lines[gamma + 1 :]
+        self._past = 0
+        """Tokens that the draft has read past the window."""
+        self._lead_holds = bool(self._beyond) and self._whole.accepted == gamma and lines[gamma].agree
+
+    @property
+    def lead(self) -> int:
+        """The most tokens that may be read past the window: its last one, and those that the next one drafts."""
+        return len(self._beyond)
+
+    @property
+    def stands(self) -> int:
+        """How many of the next window's tokens are drafted already."""
+        return max(0, self._past - 1) if self._lead_holds else 0
 
     @property
     def limit(self) -> int:
@@ -137,15 +153,20 @@ class StepPass(Pass):
             return self._attention_ns(layer), self._route(layer) if self._told_nothing else self._told_route(layer)
         if kind is DraftLayers:
             first, end = effect.first, effect.end
-            forecasts = self._forecasts("draft", effect.token)[first:end]
+            forecasts = self._draft_forecasts(effect.token)[first:end]
             return self._draft_ns(first, end) + self._cost.forecast_ns(end - first), forecasts
         if kind is DraftToken:
             duration = self._draft_ns(effect.first_layer, self._cost.geometry.layers)
-            self._drafted += 1
+            if effect.token < self.limit:
+                self._drafted += 1
+            else:
+                self._past += 1
             self._read = None
-            return duration, self._whole.inputs[effect.token].draft_prob
+            return duration, self._input(effect.token).draft_prob
+        if kind is Keep:
+            return 0, self.stands
         assert kind is Accept
-        self._unread.round_ended(self._position + self.tokens)
+        self._unread.round_ended(self._position + self.tokens + self.stands)
         return self._cost.round_ns(self._drafted + 1), self.tokens - 1
 
     def _draft_ns(self, first: int, end: int) -> int:
@@ -165,6 +186,22 @@ class StepPass(Pass):
 
     def _next_gate(self, layer: int) -> tuple[Forecast, ...]:
         return tuple([self._forecasts("next_gate", token)[layer] for token in range(self._drafted + 1)])
+
+    def _input(self, token: int) -> TokenLine | RejectedLine:
+        """What the draft reads as that token, in the window or past it.
+
+        Where it has gone astray nobody recorded what it read: then it goes over the window once more.  (What really
+        came there would tell it the future.)
+        """
+        inputs = self._whole.inputs
+        if token < len(inputs):
+            return inputs[token]
+        past = token - len(inputs)
+        return window(self._beyond, len(self._beyond) - 1).inputs[past] if self._lead_holds else inputs[past]
+
+    def _draft_forecasts(self, token: int) -> tuple[Forecast, ...]:
+        forecasts = self._input(token).forecasts.get("draft")
+        return forecasts if forecasts is not None else (NO_FORECAST,) * self._cost.geometry.layers
 
     def _begin_verification(self) -> None:
         tokens = self._drafted + 1

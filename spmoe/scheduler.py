@@ -12,12 +12,12 @@ from enum import Enum
 from typing import NoReturn
 
 from spmoe.config import SchedulerConfig
-from spmoe.policy.admission import InitialOnly
+from spmoe.policy.admission import ByValue, InitialOnly
 from spmoe.policy.clairvoyant import Future
 from spmoe.policy.planner import Planner
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.registry import recipe as find_recipe
-from spmoe.state.commands import Command, LayerPlan, Load, Purpose, Speculate, Submit
+from spmoe.state.commands import Command, DraftAhead, LayerPlan, Load, Purpose, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,
     BatchFailed,
@@ -28,6 +28,8 @@ from spmoe.state.events import (
     HostComputed,
     LayerDone,
     LayerReached,
+    LeadStands,
+    LinkAwaited,
     PrefillBegun,
     PrefillEnded,
     RequestBegun,
@@ -93,6 +95,7 @@ class Scheduler:
         self._submitted, self._depth = self.queue.submitted, self.queue.depth
         self._miss, self._fetch_only = recipe.miss, recipe.miss.fetch_only
         self._only_initial = isinstance(recipe.admission, InitialOnly)
+        self._by_value = isinstance(recipe.admission, ByValue)
         self._gamma_limit = recipe.speculation.gamma(config.gamma)
         self._keys = config.layers * config.experts
         self._time = 0
@@ -105,6 +108,17 @@ class Scheduler:
         self._drafted = self._predicted = 0
         self._to_predict = 0
         """For how many leading layers the draft was asked for forecasts."""
+        self._lead_limit = recipe.speculation.lead(config.gamma)
+        self._lead = 0
+        """Tokens that the draft has read past the window."""
+        self._lead_layer = 0
+        """The layer that it comes to next, on the token behind them."""
+        self._granted: DraftAhead | None = None
+        """What it was told to do and has not done yet."""
+        self._stands = 0
+        """Tokens of the next window that are drafted already."""
+        self._link_since = 0
+        """Since when the link has worked on the first batch of those submitted."""
         self._next_layer = 0
         self._on_host: set[int] = set()
         """Experts of the open layer that the CPU still computes."""
@@ -123,6 +137,8 @@ class Scheduler:
             LayerDone: self._layer_done,
             BatchArrived: self._batch_arrived,
             BatchFailed: self._batch_failed,
+            LinkAwaited: self._link_awaited,
+            LeadStands: self._lead_stands,
             StepEnded: self._step_ended,
         }
 
@@ -178,7 +194,8 @@ class Scheduler:
         self._phase = Phase.DRAFTING
         self._gamma = min(self._gamma_limit, event.limit)
         self._window = self._gamma + 1
-        self._drafted = self._predicted = 0
+        self._drafted, self._stands = min(self._stands, self._gamma), 0
+        self._predicted = self._lead = self._lead_layer = 0
         self.forecast.step_begun(event, self._gamma)
         # Where every expert is there or on its way, forecasts would cost time for nothing.
         here = len(self.residency.resident) + len(self.residency.in_flight)
@@ -186,6 +203,21 @@ class Scheduler:
         return Speculate(self._gamma, self._to_predict, self.forecast.predicted_group)
 
     def _draft_predicted(self, event: DraftPredicted) -> None:
+        granted = self._granted
+        if granted is not None:
+            if (event.token, event.layer, len(event.forecasts)) != (
+                granted.token,
+                granted.first,
+                granted.end - granted.first,
+            ):
+                self._refuse(event)
+            self._lead_layer = granted.end
+            if granted.end < self.config.layers:
+                self._granted = None
+            else:
+                self._granted = DraftAhead(granted.token, granted.end, granted.end)
+            self._wish(self.forecast.draft_predicted(event), Purpose.PREFETCH)
+            return
         if not (
             self._phase is Phase.DRAFTING
             and event.token == self._drafted < self._gamma
@@ -196,6 +228,14 @@ class Scheduler:
         self._wish(self.forecast.draft_predicted(event), Purpose.PREFETCH)
 
     def _token_drafted(self, event: TokenDrafted) -> None:
+        granted = self._granted
+        if granted is not None:
+            if event.token != granted.token or granted.first < self.config.layers:
+                self._refuse(event)
+            self._lead += 1
+            self._lead_layer = 0
+            self._granted = None
+            return
         if not (
             self._phase is Phase.DRAFTING
             and event.token == self._drafted < self._gamma
@@ -213,6 +253,41 @@ class Scheduler:
         ):
             self._refuse(event)
         self._phase = Phase.READY
+        self.forecast.step_ended(self._stands)
+
+    def _link_awaited(self, event: LinkAwaited) -> DraftAhead | None:
+        if not (
+            self._phase is Phase.LAYER
+            and self._between_layers is Phase.VERIFY
+            and event.layer == self._next_layer - 1
+            and self._granted is None
+        ):
+            self._refuse(event)
+        first, layers, pace = self._lead_layer, self.config.layers, self.config.pace
+        if (
+            self._lead >= self._lead_limit
+            or not self._submitted
+            or not self.residency.pinned.isdisjoint(self.residency.resident)
+        ):
+            return None
+        end = min(first + self.forecast.predicted_group, layers)
+        # The draft is not to be interrupted: it may go on where it is through before anything arrives.
+        loads = len(next(iter(self._submitted.values())).loads)
+        arrives = self._link_since + pace.latency_ns + loads * pace.transfer_ns
+        if event.time + pace.draft_ns * (end - first) // layers > arrives:
+            return None
+        self._granted = DraftAhead(self._gamma + self._lead, first, end)
+        return self._granted
+
+    def _lead_stands(self, event: LeadStands) -> None:
+        if not (
+            self._phase is Phase.VERIFY
+            and self._next_layer == self.config.layers
+            and not self._stands
+            and 0 < event.tokens < self._lead
+        ):
+            self._refuse(event)
+        self._stands = event.tokens
 
     # Layers
 
@@ -267,7 +342,7 @@ class Scheduler:
             self._wish(wishes, Purpose.PREFETCH)
         self._phase = Phase.LAYER
         self._on_host.update(host)
-        waves = bool(absent) and not residency.holds(present)
+        waves = bool(absent) and (self._by_value or not residency.holds(present))
         in_order = self._miss.in_order and not waves  # In waves a hit must not keep its slot until its turn comes.
         return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), host, in_order, waves)
 
@@ -338,6 +413,7 @@ class Scheduler:
             and event.layer == self._next_layer - 1
             and residency.pinned <= residency.resident.keys()
             and not self._on_host
+            and self._granted is None
         ):
             self._refuse(event)
         residency.pinned.clear()
@@ -384,6 +460,8 @@ class Scheduler:
             aligned = self.residency.align(loads) if len(loads) > 1 else tuple(loads)
             submit = Submit(self._batches, purpose, aligned)
             self._batches += 1
+            if not submitted:
+                self._link_since = self._time
             submitted[submit.batch] = submit
             submits.append(submit)
         return submits
@@ -391,6 +469,7 @@ class Scheduler:
     def _batch_arrived(self, event: BatchArrived) -> None:
         if not (event.batch in self.queue.submitted and event.started <= event.ended <= event.time):
             self._refuse(event)
+        self._link_since = event.ended
         for key, _, _ in self.queue.submitted.pop(event.batch).loads:
             self.residency.arrive(key)
 

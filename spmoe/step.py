@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Set
 from functools import cache
 from typing import Any, NamedTuple
 
-from spmoe.state.commands import LayerPlan, Reply, Speculate
+from spmoe.state.commands import DraftAhead, LayerPlan, Reply, Speculate
 from spmoe.state.events import (
     Computed,
     DraftPredicted,
@@ -20,6 +20,8 @@ from spmoe.state.events import (
     GatePredicted,
     LayerDone,
     LayerReached,
+    LeadStands,
+    LinkAwaited,
     PrefillBegun,
     PrefillEnded,
     StepBegun,
@@ -101,7 +103,17 @@ class Accept(NamedTuple):
     """
 
 
-Effect = DraftLayers | DraftToken | Attention | Compute | HostCompute | ComputeLanded | Accept
+class Keep(NamedTuple):
+    """After `Accept`: the draft has gone on past the window for `tokens` tokens.
+
+    Outcome: how many of the next window's tokens it has drafted so, none where the target's token is another than the
+    one that it went on with.
+    """
+
+    tokens: int
+
+
+Effect = DraftLayers | DraftToken | Attention | Compute | HostCompute | ComputeLanded | Accept | Keep
 
 Outcome = tuple[int, int, Any]
 """When an effect began and ended (ns), and what came of it.  It begins later than yielded where it had to wait."""
@@ -110,22 +122,36 @@ Program = Generator[Effect, Outcome, int]
 """Returns the time at its end."""
 
 
-def step(dispatch: Dispatch, time: int, limit: int, layers: int) -> Program:
+class Lead:
+    """How far the draft has gone past the window, in tokens that it has read there, and how far it may go."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.tokens = 0
+
+
+def step(dispatch: Dispatch, time: int, limit: int, layers: int, drafted: int = 0, lead: int = 0) -> Program:
     """One round: draft token by token, verify layer by layer, accept.
 
-    `limit` is the most tokens that may be drafted, `layers` the number of MoE layers.
+    `limit` is the most tokens that may be drafted, `layers` the number of MoE layers, `drafted` how many of the tokens
+    were drafted in the round before, past its window, and `lead` how many may be read past this one.
     """
+    past = Lead(lead)
     speculate = dispatch(StepBegun(time, limit))
     assert type(speculate) is Speculate
-    for token in range(speculate.gamma):
+    for token in range(drafted, speculate.gamma):
         for first in range(0, speculate.layers, speculate.group):
             end = min(first + speculate.group, speculate.layers)
             _, time, forecasts = yield DraftLayers(token, first, end)
             dispatch(DraftPredicted(time, token, first, forecasts))
         _, time, prob = yield DraftToken(token, speculate.layers)
         dispatch(TokenDrafted(time, token, prob))
-    time = yield from _layers(dispatch, time, layers)
+    time = yield from _layers(dispatch, time, layers, past)
     _, time, accepted = yield Accept()
+    if past.tokens:
+        _, time, stands = yield Keep(past.tokens)
+        if stands:
+            dispatch(LeadStands(time, stands))
     dispatch(StepEnded(time, accepted))
     return time
 
@@ -135,7 +161,7 @@ def prefill(
 ) -> Program:
     """Read a prompt of `tokens` tokens; `touched` only for recipes that know the future (see `PrefillBegun`)."""
     dispatch(PrefillBegun(time, tokens, touched))
-    time = yield from _layers(dispatch, time, layers)
+    time = yield from _layers(dispatch, time, layers, Lead(0))
     _, time, _ = yield Accept()
     dispatch(PrefillEnded(time))
     return time
@@ -147,7 +173,7 @@ def _attentions(layers: int) -> tuple[Attention, ...]:
     return tuple(map(Attention, range(layers)))
 
 
-def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
+def _layers(dispatch: Dispatch, time: int, layers: int, past: Lead) -> Program:
     """All layers of one forward pass: attention, router, residents, then the missing experts in order of arrival."""
     for layer, attention in enumerate(_attentions(layers)):
         waits: list[tuple[int, int]] = []
@@ -175,6 +201,8 @@ def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
         missing = {*plan.late, *plan.misses}
         landing = ComputeLanded(layer, missing)
         while missing:
+            if past.tokens < past.most:
+                yield from _run_ahead(dispatch, time, layer, layers, past)
             began, ended, landed = yield landing
             if began > time:
                 waits.append((time, began))
@@ -185,6 +213,20 @@ def _layers(dispatch: Dispatch, time: int, layers: int) -> Program:
                 if in_slots:
                     dispatch(Computed(time, layer, in_slots))
         dispatch(LayerDone(time, layer, tuple(waits)))
+    return time
+
+
+def _run_ahead(dispatch: Dispatch, time: int, layer: int, layers: int, past: Lead) -> Program:
+    """Draft past the window, as long as the scheduler finds that nothing of `layer` is delayed by it."""
+    while past.tokens < past.most and (reply := dispatch(LinkAwaited(time, layer))) is not None:
+        assert type(reply) is DraftAhead
+        token, first, end = reply
+        _, time, forecasts = yield DraftLayers(token, first, end)
+        dispatch(DraftPredicted(time, token, first, forecasts))
+        if end == layers:
+            _, time, prob = yield DraftToken(token, end)
+            dispatch(TokenDrafted(time, token, prob))
+            past.tokens += 1
     return time
 
 

@@ -15,4 +15,13 @@ class InitialOnly:
     """The initial contents are fixed; every other load streams through the slots that are left."""
 
 
-Admission = Always | InitialOnly
+@dataclass(frozen=True, slots=True)
+class ByValue:
+    """A load stays only where the eviction rule finds others that are worth less: it may stream through.
+
+    An expert may leave as soon as it has computed, while its layer still loads others: so a layer of many misses takes
+    no more slots than it has experts worth keeping.
+    """
+
+
+Admission = Always | InitialOnly | ByValue

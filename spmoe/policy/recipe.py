@@ -10,6 +10,7 @@ from spmoe.policy.admission import Admission, Always
 from spmoe.policy.clairvoyant import Clairvoyant, Farthest
 from spmoe.policy.eviction import Lru
 from spmoe.policy.expert_map import ExpertMap, MapAware
+from spmoe.policy.foresight import Foresight, LatestExpected, RecentUse
 from spmoe.policy.gating import SensitivityGate
 from spmoe.policy.horizon import Horizon, NextLayer
 from spmoe.policy.least_stale import LeastStale
@@ -23,6 +24,7 @@ from spmoe.policy.prefetch import DraftGate, NextGate, NoPredictor
 from spmoe.policy.refined import DraftThenGate
 from spmoe.policy.runtime import NATIVE, Runtime
 from spmoe.policy.speculation import FixedGamma, Speculation
+from spmoe.policy.worthwhile import ForesightAhead
 
 Predictor = (
     NoPredictor
@@ -33,9 +35,12 @@ Predictor = (
     | ActivationMatrix
     | ExpertMap
     | UtilityCounters
+    | RecentUse
+    | Foresight
+    | ForesightAhead
     | Clairvoyant
 )
-Eviction = Lru | Lfu | LeastStale | ActivationAware | MapAware | Levels | Farthest
+Eviction = Lru | Lfu | LeastStale | ActivationAware | MapAware | Levels | LatestExpected | Farthest
 
 
 class Told(NamedTuple):

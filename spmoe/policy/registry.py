@@ -13,8 +13,9 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from spmoe.errors import InputError
-from spmoe.policy.admission import InitialOnly
+from spmoe.policy.admission import ByValue, InitialOnly
 from spmoe.policy.clairvoyant import Clairvoyant, Farthest
+from spmoe.policy.foresight import Foresight, LatestExpected, RecentUse
 from spmoe.policy.horizon import CutoffLayer, NextLayer, Unlimited
 from spmoe.policy.peers import FRAMEWORKS, MIXTRAL_OFFLOADING, PEERS
 from spmoe.policy.placement import HindsightSet, LayerPools, PopularSet
@@ -23,6 +24,8 @@ from spmoe.policy.popular import Popular
 from spmoe.policy.prefetch import DraftGate, NextGate
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.refined import DraftThenGate
+from spmoe.policy.speculation import RunAhead
+from spmoe.policy.worthwhile import ForesightAhead
 
 SP_MOE = "Chen et al., SP-MoE, arXiv 2510.10302"
 SP_MOE_DIFFERS = (
@@ -180,6 +183,62 @@ SP_MOE_ROWS = (
     ),
 )
 
+FORESIGHT_ROWS = (
+    Recipe(
+        name="spmoe.foresight.history",
+        summary="no prefetch; who is expected to be needed again latest leaves, by the pass and recent use",
+        source="ours (docs/foresight.md)",
+        predictor=RecentUse(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+    ),
+    Recipe(
+        name="spmoe.foresight.eviction",
+        summary="no prefetch; who is expected to be needed again latest leaves, by the pass, the draft and recent use",
+        source="ours (docs/foresight.md)",
+        predictor=Foresight(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+        fallback="spmoe.foresight.history",
+    ),
+    Recipe(
+        name="spmoe.foresight.prefetch",
+        summary="as spmoe.foresight.eviction, and fetches ahead what is likely enough, earliest deadline first",
+        source="ours (docs/foresight.md)",
+        predictor=ForesightAhead(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+        fallback="spmoe.foresight.history",
+    ),
+    Recipe(
+        name="spmoe.foresight.run-ahead",
+        summary="as spmoe.foresight.eviction; while the link is awaited, the draft goes on past the window",
+        source="ours (docs/foresight.md)",
+        differs="the engine does not run ahead: there it is spmoe.foresight.eviction",
+        predictor=Foresight(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+        speculation=RunAhead(),
+        fallback="spmoe.foresight.history",
+    ),
+    Recipe(
+        name="spmoe.foresight",
+        summary="step-aware eviction, prefetches that are worth the link's time, and drafts past the window",
+        source="ours (docs/foresight.md)",
+        differs="the engine does not run ahead: there it is spmoe.foresight.prefetch",
+        predictor=ForesightAhead(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+        speculation=RunAhead(),
+        fallback="spmoe.foresight.history",
+    ),
+)
+
 ORACLES = (
     Recipe(
         name="clairvoyant",
@@ -192,7 +251,7 @@ ORACLES = (
     ),
 )
 
-RECIPES = registry(BASELINES + SP_MOE_ROWS + FRAMEWORKS + PEERS + ORACLES)
+RECIPES = registry(BASELINES + SP_MOE_ROWS + FORESIGHT_ROWS + FRAMEWORKS + PEERS + ORACLES)
 
 
 def select(names: str | Sequence[str]) -> list[Recipe]:

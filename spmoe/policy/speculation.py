@@ -13,6 +13,10 @@ class NoSpeculation:
         """Never drafts."""
         return 0
 
+    def lead(self, configured: int) -> int:
+        """Never drafts."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class FixedGamma:
@@ -22,5 +26,23 @@ class FixedGamma:
         """The configured length."""
         return configured
 
+    def lead(self, configured: int) -> int:
+        """Past the window nothing is drafted."""
+        return 0
 
-Speculation = NoSpeculation | FixedGamma
+
+@dataclass(frozen=True, slots=True)
+class RunAhead(FixedGamma):
+    """As `FixedGamma`; and while the verifier waits for the link, the draft goes on past the window.
+
+    It reads the window's last token, and then as many as the next window drafts.  What it says of them tells who should
+    stay; when the window stands, and the target's token is the one that the draft went on with, they are the next
+    window's.  Otherwise they are dropped.
+    """
+
+    def lead(self, configured: int) -> int:
+        """The window's last token, and those of the next."""
+        return configured + 1 if configured else 0
+
+
+Speculation = NoSpeculation | FixedGamma | RunAhead

@@ -139,7 +139,7 @@ class MetricsFold:
         """Prefetched, not evicted since."""
         self._unused: set[int] = set()
         """Of those, not needed since."""
-        self._in_prefill = False
+        self._in_prefill = self._verifying = False
         self._mark = self._request_at = self._drafted_at = 0
         self._moved: list[Span] = []
         """Transfers told of since the last step ended."""
@@ -221,9 +221,11 @@ class MetricsFold:
     def _step_begun(self, event: StepBegun, commands: tuple[Command, ...]) -> None:
         self._at_step = frozenset(self._resident)
         self._drafted_at = event.time
+        self._verifying = False
 
     def _token_drafted(self, event: TokenDrafted, commands: tuple[Command, ...]) -> None:
-        self._drafted_at = event.time
+        if not self._verifying:  # What is drafted past the window hides in stalls.
+            self._drafted_at = event.time
 
     def _step_ended(self, event: StepEnded, commands: tuple[Command, ...]) -> None:
         self._steps += 1
@@ -240,6 +242,7 @@ class MetricsFold:
         self._mark = event.time
 
     def _layer_reached(self, event: LayerReached, commands: tuple[Command, ...]) -> None:
+        self._verifying = True
         plan = commands[-1]
         assert type(plan) is LayerPlan
         first = event.layer * self._experts

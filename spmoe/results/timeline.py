@@ -66,8 +66,9 @@ class RunTimeline:
         if isinstance(event, StepBegun | PrefillBegun):
             self._busy_from = now
         elif isinstance(event, TokenDrafted):
-            self._span("draft", f"token {event.token}", self._busy_from, now, {"probability": event.prob})
-            self._busy_from = now
+            if self._reached is None:  # What is drafted past the window hides in waits.
+                self._span("draft", f"token {event.token}", self._busy_from, now, {"probability": event.prob})
+                self._busy_from = now
         elif isinstance(event, LayerReached):
             self._reached = event
         elif isinstance(event, LayerDone):

@@ -60,7 +60,15 @@ class LayerPlan(NamedTuple):
     waves: bool
 
 
-Reply = Speculate | LayerPlan
+class DraftAhead(NamedTuple):
+    """Have the draft go on past the window: through layers `first` to `end` (exclusive) on its token `token`."""
+
+    token: int
+    first: int
+    end: int
+
+
+Reply = Speculate | LayerPlan | DraftAhead
 """Commands to the step program; an event is answered by at most one of them."""
 
 Command = Submit | Reply

@@ -53,7 +53,7 @@ class StepBegun(NamedTuple):
 
 
 class DraftPredicted(NamedTuple):
-    """The draft got through some layers on its token number `token` (0 based).
+    """The draft got through some layers on its token number `token` (0 based; past the window it counts on).
 
     `forecasts` are what the target's routers of `layer` and those after it say to the draft's states.
     """
@@ -145,6 +145,20 @@ class BatchFailed(NamedTuple):
     batch: int
 
 
+class LinkAwaited(NamedTuple):
+    """Nothing of `layer` can compute before something arrives: the draft might go on meanwhile, past the window."""
+
+    time: int
+    layer: int
+
+
+class LeadStands(NamedTuple):
+    """The window stands, and of what was drafted past it the first `tokens` are the next window's."""
+
+    time: int
+    tokens: int
+
+
 class StepEnded(NamedTuple):
     """The window is verified: the first `accepted` drafted tokens stand, and one more token came from the target."""
 
@@ -166,5 +180,7 @@ Event = (
     | LayerDone
     | BatchArrived
     | BatchFailed
+    | LinkAwaited
+    | LeadStands
     | StepEnded
 )

@@ -73,6 +73,9 @@ class Forecast:
         """The truth about a layer; wishes queue behind its own demand loads."""
         return NOTHING
 
+    def step_ended(self, stands: int) -> None:
+        """The window is verified; of what was drafted past it the first `stands` tokens are the next window's."""
+
     def layer_done(self, event: LayerDone) -> Iterable[Wish]:
         """The current layer has computed."""
         return NOTHING

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 
 from spmoe.config import SchedulerConfig
-from spmoe.state.commands import Command, LayerPlan, Purpose, Reply, Speculate, Submit
+from spmoe.state.commands import Command, DraftAhead, LayerPlan, Purpose, Reply, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,
     BatchFailed,
@@ -21,6 +21,8 @@ from spmoe.state.events import (
     HostComputed,
     LayerDone,
     LayerReached,
+    LeadStands,
+    LinkAwaited,
     PrefillBegun,
     PrefillEnded,
     RequestBegun,
@@ -49,6 +51,13 @@ class ContractChecker:
         self.time = 0
         self.speculate = Speculate(0, 0, 1)
         self.drafted = self.predicted = 0
+        self.granted: DraftAhead | None = None
+        """What the draft is to do past the window, and has not done yet."""
+        self.lead = 0
+        """Tokens that it has read there."""
+        self.stands = 0
+        """How many of the next window's tokens were drafted so."""
+        self._lead_layer = 0
         self.in_layer = False
         self.reached = -1
         """The layer reached last; -1 before the first one of a pass."""
@@ -81,7 +90,8 @@ class ContractChecker:
     @property
     def layer_complete(self) -> bool:
         """Whether all that the reached layer still needs is there."""
-        return self.in_layer and self.left.keys() <= self.resident.keys() and not self.on_host
+        there = self.left.keys() <= self.resident.keys()
+        return self.in_layer and there and not self.on_host and self.granted is None
 
     @property
     def pass_done(self) -> bool:
@@ -102,6 +112,12 @@ class ContractChecker:
                 return phase is Phase.PREFILL and self.pass_done
             case StepBegun():
                 return phase is Phase.READY and event.limit >= 0
+            case DraftPredicted() if self.granted is not None:
+                token, first, end = self.granted
+                return (event.token, event.layer, len(event.forecasts)) == (token, first, end - first) and first < end
+            case TokenDrafted() if self.granted is not None:
+                token, first, _ = self.granted
+                return event.token == token and first == self.config.layers
             case DraftPredicted():
                 more = self.drafted < self.speculate.gamma and self.predicted < self.speculate.layers
                 due = (self.drafted, self.predicted) if more and phase is Phase.DRAFTING else None
@@ -131,6 +147,11 @@ class ContractChecker:
                 return event.batch in self.submitted and event.started <= event.ended <= event.time
             case BatchFailed():
                 return event.batch in self.submitted and self.submitted[event.batch].attempt == 1
+            case LinkAwaited():
+                verifying = phase is Phase.VERIFY and self.in_layer
+                return verifying and event.layer == self.reached and self.granted is None
+            case LeadStands():
+                return phase is Phase.VERIFY and self.pass_done and not self.stands and 0 < event.tokens < self.lead
             case StepEnded():
                 return phase is Phase.VERIFY and self.pass_done and 0 <= event.accepted <= self.speculate.gamma
 
@@ -180,6 +201,15 @@ class ContractChecker:
                 self._enter(Phase.DRAFTING)
             case PrefillEnded() | StepEnded():
                 self.phase = Phase.READY
+            case DraftPredicted() if self.granted is not None:
+                self._check_forecasts(event.forecasts)
+                token, _, self._lead_layer = self.granted
+                over = self._lead_layer == config.layers
+                self.granted = DraftAhead(token, config.layers, config.layers) if over else None
+            case TokenDrafted() if self.granted is not None:
+                self.lead, self._lead_layer, self.granted = self.lead + 1, 0, None
+            case LeadStands():
+                self.stands = event.tokens
             case DraftPredicted():
                 end = min(event.layer + self.speculate.group, self.speculate.layers)
                 assert len(event.forecasts) == end - event.layer, "a report covers a group of layers"
@@ -275,13 +305,25 @@ class ContractChecker:
                 assert 0 <= reply.gamma <= event.limit
                 assert 0 <= reply.layers <= self.config.layers and reply.group >= 1
                 self.speculate = reply
-                self.drafted = self.predicted = 0
+                self.drafted, self.stands = min(self.stands, reply.gamma), 0
+                self.predicted = self.lead = self._lead_layer = 0
             case LayerReached():
                 assert isinstance(reply, LayerPlan)
                 self._check_plan(event, reply, flying)
                 self.waves = reply.waves
+            case LinkAwaited():
+                if reply is not None:
+                    assert isinstance(reply, DraftAhead)
+                    self._check_lead(reply)
             case _:
                 assert reply is None
+
+    def _check_lead(self, reply: DraftAhead) -> None:
+        assert self.submitted, "the draft goes on only while the link is awaited"
+        assert not self.ready or not self.waves, "something could compute"
+        assert (reply.token, reply.first) == (self.speculate.gamma + self.lead, self._lead_layer), "one after the other"
+        assert reply.first < reply.end <= self.config.layers
+        self.granted = reply
 
     def _check_plan(self, event: LayerReached, plan: LayerPlan, flying: frozenset[int]) -> None:
         groups = (plan.hits, plan.late, plan.misses)

@@ -106,7 +106,8 @@ def simulated(run: Run, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def simulated_natively(run: Run) -> str:
-    """The log of a replay that runs on the engine's runtime, where the recipe has another."""
+    """The log of a replay that runs on the engine's runtime, where the recipe has another, and as the engine drafts
+    nothing past a window."""
     plan = run.plan
     stream = io.StringIO()
     log = LogWriter(stream, plan.config)
@@ -117,6 +118,7 @@ def simulated_natively(run: Run) -> str:
         (log.observe,),
         Runner(run.trace, plan.setting)._popularity(plan.recipe, plan.config),
         runtime=NATIVE,
+        runs_ahead=False,
     )
     driver.run(requests(run.trace))
     log.close()

@@ -90,7 +90,7 @@ def test_every_recipe(tmp_path: Path, pairs: Pairs, setup: Setup) -> None:
     else:
         found = run(pair, REQUESTS, setup.machine, **options)
     assert found.plan.recipe is setup.recipe and not found.plan.fallback
-    if setup.recipe.runtime == NATIVE:
+    if setup.recipe.runtime == NATIVE and not setup.recipe.speculation.lead(setup.gamma):
         check(found, tmp_path)
     else:
         assert found.log == simulated_natively(found)

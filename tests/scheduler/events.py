@@ -17,6 +17,8 @@ from spmoe.state.events import (
     HostComputed,
     LayerDone,
     LayerReached,
+    LeadStands,
+    LinkAwaited,
     PrefillBegun,
     PrefillEnded,
     RequestBegun,
@@ -66,5 +68,7 @@ def one_of_each(rng: random.Random, time: int, layers: int, experts: int) -> tup
         LayerDone(time, layer(), ()),
         BatchArrived(time, rng.randint(-1, 60), rng.randint(0, time + 1), rng.randint(0, time + 1)),
         BatchFailed(time, rng.randint(-1, 60)),
+        LinkAwaited(time, layer()),
+        LeadStands(time, small()),
         StepEnded(time, small()),
     )

@@ -32,6 +32,8 @@ from spmoe.state.events import (
     HostComputed,
     LayerDone,
     LayerReached,
+    LeadStands,
+    LinkAwaited,
     PrefillBegun,
     PrefillEnded,
     RequestBegun,
@@ -105,8 +107,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             if at.layer_complete:
                 self.end_layer()
             elif at.in_layer:
-                if at.waves and at.ready:
+                if at.granted is not None:
+                    self.draft_past_the_window(data)
+                elif at.waves and at.ready:
                     self.compute(at.ready)
+                elif at.phase is Phase.VERIFY:
+                    self.send(LinkAwaited(self.time, at.reached))
                 return
             elif at.phase in (Phase.START, Phase.READY):
                 self.next_step_or_request(data)
@@ -156,6 +162,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             self.send(TokenDrafted(self.time, at.drafted, data.draw(st.none() | st.just(99))))
 
+    @precondition(lambda self: self.checker.granted is not None)
+    @rule(data=st.data())
+    def draft_past_the_window(self, data: st.DataObject) -> None:
+        granted = self.checker.granted
+        assert granted is not None
+        if granted.first < granted.end:
+            said = tuple(data.draw(forecasts(self.config.experts)) for _ in range(granted.first, granted.end))
+            self.send(DraftPredicted(self.time, granted.token, granted.first, said))
+        else:
+            self.send(TokenDrafted(self.time, granted.token, 99))
+
     def reach_layer(self, data: st.DataObject) -> None:
         layer = self.checker.reached + 1
         if self.prompt is not None:
@@ -197,6 +214,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.prompt = None
             self.send(PrefillEnded(self.time))
         else:
+            if self.checker.lead > 1 and data.draw(st.booleans()):
+                self.send(LeadStands(self.time, data.draw(st.integers(1, self.checker.lead - 1))))
             accepted = self.window.accepted if self.window else data.draw(st.integers(0, self.checker.speculate.gamma))
             self.send(StepEnded(self.time, accepted))
 
@@ -242,6 +261,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         while at.in_layer:  # As long as batches arrive, the layer ends.
             if at.layer_complete:
                 self.end_layer()
+            elif at.granted is not None and at.granted.first < at.granted.end:
+                nothing = ((),) * (at.granted.end - at.granted.first)
+                self.send(DraftPredicted(self.time, at.granted.token, at.granted.first, nothing))
+            elif at.granted is not None:
+                self.send(TokenDrafted(self.time, at.granted.token, None))
             elif at.waves and at.ready:
                 self.compute(at.ready)
             elif at.on_host:

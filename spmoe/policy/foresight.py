@@ -1,0 +1,238 @@
+"""Step-aware eviction: who is needed again latest, by all that is known of this step and those to come, leaves first.
+
+A pass comes to every layer once, in order.  So when an expert can be needed next is known up to the pass: in this one
+where its layer is ahead, in the next where it has passed.  Whether it is needed there is a matter of probability: what
+the draft forecasts for this pass, how often it was used lately for those behind it.  With p for the first pass that may
+need an expert, q for each pass after it and all layers equally long, its next use is expected
+
+    layers * (1 - p) / q
+
+layers behind the first visit.  The expert of which that is latest leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spmoe.policy.prefetch import Scope
+from spmoe.policy.row_similarity import Ints
+from spmoe.policy.said import Said
+from spmoe.policy.scored import ScoredOrder
+from spmoe.policy.use_rates import ONE, Trust, UseRates
+from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, StepBegun
+from spmoe.state.forecast import NOTHING, Forecast, Wish
+from spmoe.state.keys import Shape
+from spmoe.state.residency import VictimOrder
+
+if TYPE_CHECKING:
+    from spmoe.policy.clairvoyant import Future
+
+_USUAL_WINDOW = 5
+"""Tokens of a pass as which a prompt counts, until a step has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecentUse:
+    """How often experts were used lately, and nothing of what the draft may say."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
+        """A forecast fed by `LayerReached`."""
+        return NextUses(Shape(scope.layers, scope.experts, scope.top_k))
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """The draft's forecasts of all layers, `group` layers at a time, and how often experts were used lately."""
+
+    group: int = 8
+    needs: ClassVar[frozenset[str]] = frozenset({"draft"})
+
+    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
+        """A forecast fed by `DraftPredicted` and `LayerReached`."""
+        forecast = NextUses(Shape(scope.layers, scope.experts, scope.top_k))
+        forecast.predicted_layers, forecast.predicted_group = scope.layers, self.group
+        return forecast
+
+
+@dataclass(frozen=True, slots=True)
+class LatestExpected:
+    """The expert whose next use is expected latest leaves."""
+
+    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
+        """An order by the expectations of the forecast; ValueError where it has none."""
+        if not isinstance(forecast, NextUses):
+            raise ValueError("evicting by the expected next use needs a predictor with foresight")
+        return ExpectedOrder(pool_of, forecast)
+
+
+class NextUses(Forecast):
+    """When each expert is expected to be used next.
+
+    Time is counted in visits of layers, over `ONE`; the visit of layer l in pass w is w * layers + l.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        layers, experts = self._layers, self._experts = shape.layers, shape.experts
+        self._rates = UseRates(shape)
+        self._trust = Trust()
+        self._pass = -1
+        """Passes begun, less one."""
+        self._window = _USUAL_WINDOW
+        """Tokens of a step."""
+        self._prompt = 0
+        """Tokens of the prompt that is read; 0 in a step."""
+        self._said = Said()
+        """What the draft says of the layers ahead in this pass."""
+        self._past = Said()
+        """What it says of the next pass, where it has gone past the window."""
+        self._known_until = 0, 0
+        """The token, and its layer, up to which the draft had spoken of this pass before it began."""
+        self._lead = 0, 0
+        """The same of the next pass, so far."""
+        self._stood, self._led = 1, 2
+        """How often what was drafted past a window stood, of how many times; at first an even chance."""
+        self._reached = -1
+        """The layer reached last in this pass."""
+        self._heard = False
+        """Whether forecasts came in that `soonness` does not reflect yet."""
+        self._soonness = np.zeros(layers * experts, np.int64)
+        for layer in range(layers):
+            self._expect(layer, layer)
+
+    @property
+    def soonness(self) -> Ints:
+        """Per key, minus the visit (/`ONE`) at which its next use is expected; not to be changed."""
+        if self._heard:
+            self._heed()
+        return self._soonness
+
+    def watch(self, order: ExpectedOrder) -> None:
+        """`order` knows who is there; of no use here."""
+
+    def worth(self, key: int, victim: int) -> bool:
+        """Whether a prefetch of `key` may displace `victim`: only what is expected later than itself."""
+        return bool(self.soonness[victim] < self.soonness[key])
+
+    def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
+        self._begin(event.tokens)
+        return NOTHING
+
+    def step_begun(self, event: StepBegun, gamma: int) -> None:
+        past, lead = self._past, self._lead
+        self._begin(0)
+        self._window = gamma + 1
+        if past:
+            self._said, self._past, self._known_until, self._heard = past, self._said, lead, True
+
+    def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
+        end = event.layer + len(event.forecasts)
+        if event.token >= self._window:
+            self._past.hear(event.layer, event.forecasts)
+            self._lead = event.token - self._window, end
+        elif (event.token, event.layer) >= self._known_until:
+            self._said.hear(event.layer, event.forecasts)
+        self._heard = True
+        return NOTHING
+
+    def step_ended(self, stands: int) -> None:
+        if not self._past:
+            return
+        self._led += 1
+        if stands:
+            self._stood += 1
+        else:
+            for layer in self._past:
+                self._expect(layer, (self._pass + 1) * self._layers + layer)
+            self._past.clear()
+
+    def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
+        layer = self._reached = event.layer
+        if self._heard:
+            self._heed()
+        if layer in self._said:
+            self._judge(layer, event.experts)
+            self._said.forget(layer)
+        if self._prompt:
+            self._rates.learn_prompt(layer, event.experts, event.tokens, self._prompt, self._window)
+        else:
+            self._rates.learn(layer, event.experts, event.tokens, self._window)
+        if layer in self._past:
+            self._expect_past(layer)
+        else:
+            self._expect(layer, (self._pass + 1) * self._layers + layer)
+        return NOTHING
+
+    def _begin(self, prompt: int) -> None:
+        self._pass += 1
+        self._prompt = prompt
+        self._reached = -1
+        self._known_until = self._lead = 0, 0
+        self._said.clear()
+
+    def _foresee(self, layer: int, needed: Ints) -> None:
+        """The draft has spoken of `layer`, which will need its experts with these probabilities (/`ONE`)."""
+
+    def _expect(self, layer: int, visit: int, needed: Ints | None = None) -> None:
+        """The experts of `layer` may be needed at `visit` next, with these probabilities; without any, by their
+        rates."""
+        rates, first = self._rates.of(layer), layer * self._experts
+        rests = self._layers * ONE * (ONE - (rates if needed is None else needed)) // rates
+        self._soonness[first : first + self._experts] = -(visit * ONE + rests)
+
+    def _heed(self) -> None:
+        """Take in what the draft has said."""
+        self._heard = False
+        for layer in self._said:
+            needed = self._said.needed(layer, self._rates.of(layer), self._trust, self._window - 1)
+            self._expect(layer, self._pass * self._layers + layer, needed)
+            self._foresee(layer, needed)
+        for layer in self._past:
+            if layer <= self._reached:
+                self._expect_past(layer)
+
+    def _expect_past(self, layer: int) -> None:
+        """The draft has spoken of a layer in the next pass; whether that stands is another question."""
+        rates = self._rates.of(layer)
+        needed = self._past.needed(layer, rates, self._trust, self._window - 1)
+        needed = rates + (needed - rates) * self._stood // self._led
+        self._expect(layer, (self._pass + 1) * self._layers + layer, needed)
+
+    def _judge(self, layer: int, experts: Sequence[int]) -> None:
+        """Compare what the draft said of a layer with the truth."""
+        rates = self._rates.of(layer)
+        expected, surprises = int(rates.sum()), len(experts)
+        for expert, sure in self._said.named(layer).items():
+            needed = expert in experts
+            self._trust.learn(sure, needed)
+            expected -= int(rates[expert])
+            surprises -= needed
+        self._trust.learn_unnamed(expected, surprises)
+
+
+class ExpectedOrder(ScoredOrder):
+    """Residents by their expected next use; a `VictimOrder`."""
+
+    def __init__(self, pool_of: Sequence[int], forecast: NextUses) -> None:
+        super().__init__(pool_of)
+        self._forecast = forecast
+        forecast.watch(self)
+
+    def absent(self, first: int, end: int) -> NDArray[np.bool_]:
+        """Of the keys from `first` to `end` (exclusive), which are neither on the GPU nor on their way."""
+        absent: NDArray[np.bool_] = np.logical_not(np.logical_or.reduce(self._here[:, first:end]))
+        return absent
+
+    def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+        """The latest expected; for a prefetch only where the forecast agrees."""
+        victim = self._lowest(self._forecast.soonness, self._here[pool], resident, pinned)
+        if victim is None or not (demand or self._forecast.worth(key, victim)):
+            return None
+        self.forget(victim)
+        return victim

@@ -1,0 +1,98 @@
+"""How often each expert has been used lately, and how far the draft's word about it can be trusted.
+
+All numbers are integers over `ONE`, moved by shifts and whole divisions, so that every machine gets the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spmoe.policy.row_similarity import Ints
+from spmoe.state.keys import Shape
+
+ONE = 1 << 16
+
+FAST, SLOW = 2, 5
+"""The two memories: every pass moves them by 1/4 and 1/32 of the difference."""
+
+LEAST = ONE >> 6
+"""No expert's rate counts as less: what was never seen may come all the same."""
+
+_BINS_SHIFT = 12
+_BINS = ONE >> _BINS_SHIFT
+_PRIOR = 4
+"""Passes that a bin is worth before anything was seen: until then a forecast means what it says."""
+
+
+class UseRates:
+    """Per expert, the mean of two decaying averages of its use by each pass of its layer.
+
+    A pass of n tokens that sends c of them to an expert counts as (n + c) / 2n, or as 0 where c is: half for being
+    used at all, half for how much.  A pass that needs an expert for many tokens will more likely need it again.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        start = ONE * shape.top_k // shape.experts
+        self._averages = np.full((shape.layers, 2, shape.experts), start, np.int64)
+        self._shifts = np.array(((FAST,), (SLOW,)))
+
+    def of(self, layer: int) -> Ints:
+        """The rates of a layer's experts, [experts], `LEAST` to `ONE`."""
+        rates: Ints = np.maximum(self._averages[layer].sum(axis=0) >> 1, LEAST)
+        return rates
+
+    def all(self) -> Ints:
+        """The rates of all experts, [layers * experts]."""
+        rates: Ints = np.maximum(self._averages.sum(axis=1) >> 1, LEAST).ravel()
+        return rates
+
+    def learn(self, layer: int, experts: Sequence[int], tokens: Sequence[int], window: int) -> None:
+        """A pass of `window` tokens sent `tokens` of them to these experts."""
+        self._move(layer, experts, [(window + count) * ONE // (2 * window) for count in tokens])
+
+    def learn_prompt(self, layer: int, experts: Sequence[int], tokens: Sequence[int], prompt: int, window: int) -> None:
+        """A prompt did: it counts as a pass of `window` tokens that are spread as the prompt's."""
+        self._move(layer, experts, [min(ONE, window * count * ONE // prompt) for count in tokens])
+
+    def _move(self, layer: int, experts: Sequence[int], uses: Sequence[int]) -> None:
+        averages = self._averages[layer]
+        used = np.zeros(averages.shape[1], np.int64)
+        used[list(experts)] = uses
+        averages += (used - averages) >> self._shifts
+
+
+class Trust:
+    """How often experts were needed that the draft named, by how sure it was, and those that it did not name.
+
+    The draft's probabilities rank well and are too small (see `spmoe.trace.calibration`), and a draft may be worse than
+    it says: so they are not taken at their word.
+    """
+
+    def __init__(self) -> None:
+        self._needed = [_PRIOR * (2 * index + 1) * ONE // (2 * _BINS) for index in range(_BINS)]
+        self._named = [_PRIOR * ONE] * _BINS
+        self._unnamed_needed = _PRIOR * ONE
+        self._unnamed_expected = 2 * _PRIOR * ONE
+
+    def named(self, sure: int) -> int:
+        """The probability that an expert is needed of which the draft is `sure` (/`ONE`)."""
+        index = min(sure >> _BINS_SHIFT, _BINS - 1)
+        return self._needed[index] * ONE // self._named[index]
+
+    def unnamed(self) -> int:
+        """By how much (/`ONE`) an expert that the draft does not name is less needed than its rate says."""
+        return min(ONE, self._unnamed_needed * ONE // self._unnamed_expected)
+
+    def learn(self, sure: int, needed: bool) -> None:
+        """The draft was that sure of an expert, and it was needed or not."""
+        index = min(sure >> _BINS_SHIFT, _BINS - 1)
+        self._named[index] += ONE
+        self._needed[index] += needed * ONE
+
+    def learn_unnamed(self, expected: int, needed: int) -> None:
+        """Of the experts of a layer that the draft did not name, `needed` were, where their rates add up to
+        `expected`."""
+        self._unnamed_expected += expected
+        self._unnamed_needed += needed * ONE

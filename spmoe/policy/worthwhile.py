@@ -1,0 +1,134 @@
+"""Prefetches that are worth the link's time, the earliest deadline first, in place of a cutoff layer.
+
+A prefetch that is needed saves the verifier a stall: as long as a load takes, or as long as nobody else would have
+asked for the link, whichever is shorter.  One that is not needed delays the next demand load by a whole load.  So with
+a probability of p it is worth the link's time where
+
+    p * min(load, time until the next demand) > (1 - p + d) * load
+
+where d is the probability that this pass has yet to come to whoever is displaced, and needs it: that costs a load too.
+While the draft runs, the next demand comes when the verifier begins; later, as a rule with the next layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spmoe.policy.foresight import ExpectedOrder, Foresight, NextUses
+from spmoe.policy.planner import Pace
+from spmoe.policy.prefetch import Scope
+from spmoe.policy.row_similarity import Ints
+from spmoe.policy.use_rates import ONE
+from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, StepBegun
+from spmoe.state.forecast import NOTHING, Forecast, Wish
+from spmoe.state.keys import Shape
+
+if TYPE_CHECKING:
+    from spmoe.policy.clairvoyant import Future
+
+
+@dataclass(frozen=True, slots=True)
+class ForesightAhead(Foresight):
+    """As `Foresight`; what it is likely enough to need is fetched ahead, through drafting and verification.
+
+    One load waits in the queue, no more: the next is chosen when the link takes it, by what is known then.  So there is
+    nothing to cancel but that one, which is dropped when its layer is reached without needing it.
+    """
+
+    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
+        """A forecast fed by `DraftPredicted` and `LayerReached`."""
+        forecast = WorthwhileLoads(Shape(scope.layers, scope.experts, scope.top_k), scope.pace)
+        forecast.predicted_layers, forecast.predicted_group = scope.layers, self.group
+        return forecast
+
+
+class WorthwhileLoads(NextUses):
+    """Next uses, and what of them should be fetched ahead."""
+
+    looks_ahead = True
+    expires = True
+
+    def __init__(self, shape: Shape, pace: Pace) -> None:
+        self._chances = np.zeros(shape.layers * shape.experts, np.int64)
+        """How likely (/ONE) this pass needs a key; 0 where its layer has passed or nothing was said of it."""
+        super().__init__(shape)
+        self._pace = pace
+        self._order: ExpectedOrder
+        self._now = self._verified_from = self._link_free_at = 0
+        self._drafting = False
+        self._next_layer = 0
+        self._offered_at = 0
+        """What was left of a load's time when the last wish was made."""
+        self._may_find = False
+        """Whether there may be something to wish for: not looked yet since something changed."""
+
+    def watch(self, order: ExpectedOrder) -> None:
+        self._order = order
+
+    def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
+        self._enter(event.time, drafting=False)
+        return super().prefill_begun(event)
+
+    def step_begun(self, event: StepBegun, gamma: int) -> None:
+        self._enter(event.time, drafting=True)
+        self._verified_from = event.time + gamma * self._pace.draft_ns
+        super().step_begun(event, gamma)
+
+    def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
+        self._now = event.time
+        self._may_find = True
+        return super().draft_predicted(event)
+
+    def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
+        self._now, self._drafting, self._may_find = event.time, False, True
+        self._next_layer = event.layer + 1
+        return super().layer_reached(event)
+
+    def top_up(self, queued: int) -> Iterable[Wish]:
+        if queued or not self._may_find:
+            return NOTHING
+        if self._heard:
+            self._heed()
+        load, spare = self._pace.load_ns, self._spare()
+        first = self._next_layer * self._experts
+        chances = self._chances[first:]
+        worth = (chances * (load + spare) > ONE * load) & self._order.absent(first, len(self._chances))
+        found = worth.nonzero()[0]
+        if not len(found):
+            self._may_find = False
+            return NOTHING
+        # Of the earliest layer the likeliest.
+        layer = int(found[0]) // self._experts
+        here = found[: np.searchsorted(found, (layer + 1) * self._experts)]
+        key = first + int(here[chances[here].argmax()])
+        if self._drafting:
+            self._link_free_at = max(self._now, self._link_free_at) + load
+        self._offered_at = spare
+        return ((key, key // self._experts, 0),)
+
+    def worth(self, key: int, victim: int) -> bool:
+        """As the base says; and what the pass has yet to come to, and may need, counts as a load."""
+        load = self._pace.load_ns
+        ahead = victim >= self._next_layer * self._experts
+        lost = ONE - self._chances[key] + (self._chances[victim] if ahead else 0)
+        return super().worth(key, victim) and bool(self._chances[key] * self._offered_at > lost * load)
+
+    def _spare(self) -> int:
+        """How much of a load that begins now, or as soon as the link is free, would be over before somebody else asks
+        for the link."""
+        if not self._drafting:
+            return min(self._pace.layer_ns, self._pace.load_ns)
+        return min(self._verified_from - max(self._now, self._link_free_at), self._pace.load_ns)
+
+    def _enter(self, time: int, drafting: bool) -> None:
+        self._now, self._drafting, self._next_layer = time, drafting, 0
+        self._chances[:] = self._rates.all()
+        self._may_find = False
+
+    def _foresee(self, layer: int, needed: Ints) -> None:
+        first = layer * self._experts
+        self._chances[first : first + self._experts] = needed
