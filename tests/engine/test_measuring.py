@@ -92,8 +92,8 @@ def test_a_profile_is_one_of_the_simulators(tmp_path: Path, capsys: Out) -> None
     assert (hardware.name, hardware.kind) == ("mine", "measured")
     timings = hardware.timings
     assert timings is not None
-    lossless = {name for name, one in RECIPES.items() if one.lossless and one.runtime == NATIVE}
-    assert set(timings.decisions) == lossless
+    natives = {name for name, one in RECIPES.items() if one.lossless and one.runtime == NATIVE}
+    assert set(timings.decisions) == {name for name in natives if not RECIPES[name].speculation.lead(1)}
     assert timings.draft_token is not None and timings.host_expert is not None
     assert {1, 5} <= {count for count, _ in timings.layer.points}
     header = TraceFile(TRACE).header
