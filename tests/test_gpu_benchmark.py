@@ -219,6 +219,7 @@ def test_who_ends_the_command_ends_what_it_started(tmp_path: Path) -> None:
             pytest.skip("the system does not tell")
         while not (started := children.read_text().split()) and process.poll() is None:
             time.sleep(0.05)
+        time.sleep(0.3)  # Until it is not only there, but known to who started it.
         process.terminate()
         assert process.wait(30) == 143
     assert started and not any(Path(f"/proc/{child}").exists() for child in started)
