@@ -151,6 +151,7 @@ def main() -> None:
             parser.exit(2, "gpu: torch finds no CUDA device here; --device cpu runs it small\n")
     out = (options.out or RESULTS / ("gpu" if options.device == "cuda" else "gpu-cpu-smoke")).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Ends what was started, too.
     outcomes = run(chosen(options.device, options.only), out, until, Processes(options.device, out), _say)
     print(summarise(outcomes, stages(options.device), options.device, out), flush=True)
     for line in draw(out):

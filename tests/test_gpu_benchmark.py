@@ -207,3 +207,19 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "gpu: torch finds no CUDA device here; --device cpu runs it small\n"
+
+
+def test_who_ends_the_command_ends_what_it_started(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", str(tmp_path), "--only", "checks"]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if not children.is_file():
+            process.kill()
+            pytest.skip("the system does not tell")
+        while not (started := children.read_text().split()) and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.3)  # Until it is not only there, but known to who started it.
+        process.terminate()
+        assert process.wait(30) == 143
+    assert started and not any(Path(f"/proc/{child}").exists() for child in started)
