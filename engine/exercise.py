@@ -24,7 +24,11 @@ _AGREEMENT: Final = 0.7
 
 
 def exercise(model: ModelShape, draft: DraftShape, requests: int, tokens: int, seed: int = 0) -> TraceInMemory:
-    """`requests` requests of `tokens` tokens each behind a prompt that touches every expert."""
+    """`requests` requests of `tokens` tokens each behind a prompt that touches every expert.
+
+    A request's first round ends with its first token, so that another one follows however few there are: only then is
+    it known what a round took.
+    """
     rng = random.Random(seed)
     everyone = tuple(range(model.experts))
     lines: list[PrefillLine | TokenLine] = []
@@ -37,7 +41,7 @@ def exercise(model: ModelShape, draft: DraftShape, requests: int, tokens: int, s
                 request,
                 PROMPT + number,
                 routed,
-                rng.random() < _AGREEMENT,
+                rng.random() < _AGREEMENT and number > 0,
                 draft_prob=ONE // 2,
                 forecasts={"draft": forecast, "next_gate": ((), *forecast[1:])},
             )

@@ -15,9 +15,13 @@ import pytest
 from benchmarks.gpu import MINUTES, Outcome, fits, run
 from benchmarks.on_gpu.files import NOT_ON_A_GPU, read_stage, stage_path, write_json, write_stage
 from benchmarks.on_gpu.moved import DecodeTransfers
-from benchmarks.on_gpu.stages import DEVICES, ROOT, Stage, stages
+from benchmarks.on_gpu.stages import DEVICES, ROOT, TRACES, Stage, stages
+from spmoe.results.run import read_run
 from spmoe.state.commands import Load, Purpose, Speculate, Submit
 from spmoe.state.events import BatchArrived, LayerDone, RequestBegun, StepBegun, StepEnded
+from spmoe.trace.excerpt import excerpt
+from spmoe.trace.reader import TraceFile
+from spmoe.trace.summary import summarise
 
 NOT_NEEDED = ("accelerate", "hypothesis", "matplotlib", "pandas", "pytest", "rich", "scipy", "simpy", "triton")
 
@@ -158,6 +162,46 @@ def test_transfers_for_prompts_do_not_count() -> None:
 
 def _submit(batch: int, loads: int) -> Submit:
     return Submit(batch, Purpose.DEMAND, tuple(Load(key, key, None) for key in range(loads)))
+
+
+def test_a_geometry_is_profiled_and_measured(tmp_path: Path) -> None:
+    """All of it with a random pair of the shape of the shipped one, in next to no memory."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.on_gpu.worker import work_off
+    from benchmarks.random_pair import PairShape, write_random_pair
+
+    torch.set_num_threads(1)
+    target, draft = map(str, write_random_pair(tmp_path, PairShape(layers=8)))
+    models = {"target": target, "draft": draft, "trace": "pico.jsonl", "dtype": "float32", "study_tokens": 16}
+    settings = {**models, "tokens": 6, "host_bytes": 64 * 2**20, "device_bytes": 2**18}
+    # 6 slots, fewer than there are layers.
+    few = {**settings, "policies": ("on-demand.lru", "spmoe.per-layer", "clairvoyant"), "cache": 0.1, "repeats": 2}
+    todo = [Stage("a.profile", "profile", 60, settings, "a", 60), Stage("a.measure", "measure", 60, few, "a", 60)]
+    assert work_off(todo, torch.device("cpu"), tmp_path, 300)
+    profile, measured = (read_stage(tmp_path, each) for each in todo)
+    assert profile is not None and measured is not None
+    assert (tmp_path / profile["result"]["file"]).is_file()
+    result = measured["result"]
+    run = read_run(tmp_path / result["file"])
+    assert (run.slots, result["slots"], result["of"]) == (6, 6, 64)
+    assert {each.policy for each in run.policies} == {*result["policies"]} == {"on-demand.lru", "clairvoyant"}
+    assert "needs at least 8 slots" in result["left_out_policies"]["spmoe.per-layer"]
+    assert all(each["moved_bytes"] > 0 and 0 <= each["hidden_share"] <= 1 for each in result["policies"].values())
+
+
+@pytest.mark.parametrize(("name", "slots"), [("mixtral-8x7b.24gib", 49), ("deepseek-v2-lite.24gib", 792)])
+def test_a_card_of_24_gib_has_room_for_so_many_experts(name: str, slots: int) -> None:
+    """As docs/gpu.md says: Mixtral's (24 - 1 - 2.99 - 3.58 - 0.03) GiB / 336 MiB, for one."""
+    pytest.importorskip("torch")
+    from benchmarks.on_gpu.geometry import room
+
+    settings = next(each.settings for each in stages("cuda") if each.name == name)
+    file = TraceFile(TRACES / settings["trace"])
+    assert file.header.draft is not None
+    trace = excerpt(file, settings["tokens"], file.header.model, file.header.draft)
+    found, why = room(settings, trace, summarise(trace).longest_request)
+    assert found.slots == slots
+    assert why.endswith("the draft counted at 4.25 bits")
 
 
 @pytest.fixture

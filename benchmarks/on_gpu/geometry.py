@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from benchmarks.on_gpu.moved import DecodeTransfers
 from benchmarks.on_gpu.stages import TRACES
 from benchmarks.on_gpu.worker import Task
 from engine.blank import BlankPair
-from engine.measurement import Measurement, Room
+from engine.measurement import Chosen, Measurement, Room, choose
 from engine.profile import Profile
 from engine.study import Study
-from spmoe.applies import sort_out
 from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
 from spmoe.log import verify_log
 from spmoe.machine.budget import memory_budget
 from spmoe.machine.units import parse_size
 from spmoe.policy.clairvoyant import Future
-from spmoe.policy.registry import recipe, select
+from spmoe.policy.recipe import Recipe
+from spmoe.policy.registry import recipe
 from spmoe.results.run import TraceIdentity, hardware_of
 from spmoe.setting import Setting, resolve_setting
 from spmoe.trace.excerpt import excerpt
@@ -56,8 +56,7 @@ def profile(task: Task) -> dict[str, Any]:
     study = _study(task)
     study.turn()
     study.run_decisions(("on-demand.lru",))
-    model = task.settings["target"]
-    path = profile_path(task.out, model)
+    path = profile_path(task.out, study.subject.model.name)
     document = Profile(study).document(path.stem.removeprefix("profile-"))
     try:
         hardware_of(document, path.name)
@@ -84,11 +83,10 @@ def measure(task: Task) -> dict[str, Any]:
     source = TRACES / settings["trace"]
     subject = study.subject
     trace = excerpt(TraceFile(source), settings["tokens"], subject.model, subject.draft)
-    summary = summarise(trace)
-    setting, budget = room(settings, trace, summary.longest_request)
-    policies, skipped = sort_out(select(settings["policies"]), trace.header, summary, setting, False, ())
-    names = [each.name for each in policies]
-    measurement = Measurement(study, trace, names, Room(slots=setting.slots, gamma=GAMMA))
+    setting, budget = room(settings, trace, summarise(trace).longest_request)
+    space = Room(slots=setting.slots, gamma=GAMMA)
+    chosen = sort_out(task.kept["pair"], trace, settings["policies"], space)
+    measurement = Measurement(study, trace, chosen, space)
     repeated = 0
     while repeated < settings["repeats"]:
         began = time.monotonic()
@@ -118,8 +116,20 @@ def measure(task: Task) -> dict[str, Any]:
         "tokens": trace.header.tokens,
         "bits": run.bits,
         "policies": found,
-        "left_out_policies": skipped,
+        "left_out_policies": chosen.skipped,
     }
+
+
+def sort_out(pair: BlankPair, trace: TraceInMemory, policies: Sequence[str], space: Room) -> Chosen:
+    """Those that can be measured here; the others are left out, for a stage should not fail because of one."""
+    recipes: list[Recipe] = []
+    skipped = {}
+    for policy in policies:
+        try:
+            recipes += choose(pair, trace, [policy], space).recipes
+        except InputError as error:
+            skipped[policy] = str(error)
+    return Chosen(tuple(recipes), skipped)
 
 
 def room(settings: Mapping[str, Any], trace: TraceInMemory, longest: int) -> tuple[Setting, str]:
@@ -151,6 +161,7 @@ def _study(task: Task) -> BriefStudy:
         if (most := settings["device_bytes"]) is not None:
             # A measurement's slots and a study's are there at the same time.
             subject = subject._replace(distinct=max(1, min(subject.distinct // 2, most // pair.layout.size)))
+        task.kept["pair"] = pair
         task.kept["study"] = BriefStudy(subject, None, 0, settings["study_tokens"])
     study: BriefStudy = task.kept["study"]
     return study
