@@ -208,14 +208,14 @@ class Scheduler:
             if (event.token, event.layer, len(event.forecasts)) != (
                 granted.token,
                 granted.first,
-                granted.end - granted.first,
+                granted.until - granted.first,
             ):
                 self._refuse(event)
-            self._lead_layer = granted.end
-            if granted.end < self.config.layers:
+            self._lead_layer = granted.until
+            if granted.until < self.config.layers:
                 self._granted = None
             else:
-                self._granted = DraftAhead(granted.token, granted.end, granted.end)
+                self._granted = DraftAhead(granted.token, granted.until, granted.until)
             self._wish(self.forecast.draft_predicted(event), Purpose.PREFETCH)
             return
         if not (

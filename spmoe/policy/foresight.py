@@ -51,7 +51,7 @@ class RecentUse:
 class Foresight:
     """The draft's forecasts of all layers, `group` layers at a time, and how often experts were used lately."""
 
-    group: int = 8
+    group: int = 4
     needs: ClassVar[frozenset[str]] = frozenset({"draft"})
 
     def forecast(self, scope: Scope, future: Future | None) -> Forecast:

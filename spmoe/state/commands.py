@@ -61,11 +61,11 @@ class LayerPlan(NamedTuple):
 
 
 class DraftAhead(NamedTuple):
-    """Have the draft go on past the window: through layers `first` to `end` (exclusive) on its token `token`."""
+    """Have the draft go on past the window: through layers `first` to `until` (exclusive) on its token `token`."""
 
     token: int
     first: int
-    end: int
+    until: int
 
 
 Reply = Speculate | LayerPlan | DraftAhead

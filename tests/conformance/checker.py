@@ -322,7 +322,7 @@ class ContractChecker:
         assert self.submitted, "the draft goes on only while the link is awaited"
         assert not self.ready or not self.waves, "something could compute"
         assert (reply.token, reply.first) == (self.speculate.gamma + self.lead, self._lead_layer), "one after the other"
-        assert reply.first < reply.end <= self.config.layers
+        assert reply.first < reply.until <= self.config.layers
         self.granted = reply
 
     def _check_plan(self, event: LayerReached, plan: LayerPlan, flying: frozenset[int]) -> None:

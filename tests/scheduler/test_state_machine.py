@@ -167,8 +167,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def draft_past_the_window(self, data: st.DataObject) -> None:
         granted = self.checker.granted
         assert granted is not None
-        if granted.first < granted.end:
-            said = tuple(data.draw(forecasts(self.config.experts)) for _ in range(granted.first, granted.end))
+        if granted.first < granted.until:
+            said = tuple(data.draw(forecasts(self.config.experts)) for _ in range(granted.first, granted.until))
             self.send(DraftPredicted(self.time, granted.token, granted.first, said))
         else:
             self.send(TokenDrafted(self.time, granted.token, 99))
@@ -261,8 +261,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         while at.in_layer:  # As long as batches arrive, the layer ends.
             if at.layer_complete:
                 self.end_layer()
-            elif at.granted is not None and at.granted.first < at.granted.end:
-                nothing = ((),) * (at.granted.end - at.granted.first)
+            elif at.granted is not None and at.granted.first < at.granted.until:
+                nothing = ((),) * (at.granted.until - at.granted.first)
                 self.send(DraftPredicted(self.time, at.granted.token, at.granted.first, nothing))
             elif at.granted is not None:
                 self.send(TokenDrafted(self.time, at.granted.token, None))
