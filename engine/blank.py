@@ -124,7 +124,8 @@ class BlankPair(NamedTuple):
         room = None if host is None else int(_SHARE * host)
         if room is not None and cpu:
             require_memory(self.dense_bytes + self.draft_bytes, room, f"the weights of {self.target} and {self.draft}")
-            room = (room - self.dense_bytes - self.draft_bytes) // 2  # Half for slots.
+            # As much for slots, and as much again for those that a study has at the same time.
+            room = (room - self.dense_bytes - self.draft_bytes) // 3
         distinct = self._distinct(room, "host memory")
         with _on(device):
             draft = _build(self.draft, self.dtype, device, hollow=False)
@@ -141,7 +142,8 @@ class BlankPair(NamedTuple):
             self.dtype,
         )
         if not cpu:
-            distinct = self._distinct(int(_SHARE * torch.cuda.mem_get_info(device)[0]), str(device))
+            # Half, as a study has slots of its own beside those of a measurement.
+            distinct = self._distinct(int(_SHARE * torch.cuda.mem_get_info(device)[0]) // 2, str(device))
         return Subject(bench, self.model, self.draft_model, distinct)
 
     def _distinct(self, room: int | None, where: str) -> int:

@@ -97,7 +97,7 @@ class Profile:
             "model": subject.model.name,
             "draft": subject.draft.name,
             "bits": 8 * subject.bench.dtype.itemsize,
-            "layer": _points({tokens: each.ns for tokens, each in layers.base.items()}),
+            "layer": _points({tokens: max(0.0, each.ns) for tokens, each in layers.base.items()}),
             "entry_us": microseconds(self._entry),
             "expert": _points(layers.expert),
             "round": _points({tokens: max(0.0, each.ns) for tokens, each in self._rounds.items()}),

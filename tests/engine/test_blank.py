@@ -77,10 +77,10 @@ def test_a_pair_as_its_configurations_say() -> None:
 def test_with_little_memory_experts_share_it() -> None:
     pair = BlankPair.read("pico-target", "pico-draft", torch.float32)
     models = pair.dense_bytes + pair.draft_bytes
-    subject = pair.build(torch.device("cpu"), round((models + 2 * 10 * pair.layout.size) / 0.8) + 16)
+    subject = pair.build(torch.device("cpu"), round((models + 3 * 10 * pair.layout.size) / 0.8) + 16)
     assert subject.distinct == 10
     with pytest.raises(InputError, match="expected room for the 8 experts of a layer of pico-target"):
-        pair.build(torch.device("cpu"), round((models + 2 * 7 * pair.layout.size) / 0.8))
+        pair.build(torch.device("cpu"), round((models + 3 * 7 * pair.layout.size) / 0.8))
     with pytest.raises(InputError, match="of host memory, but only"):
         pair.build(torch.device("cpu"), models)
 
