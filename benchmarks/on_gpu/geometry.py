@@ -159,7 +159,6 @@ def _study(task: Task) -> BriefStudy:
         # So many bytes of experts: a build takes a share of what it is given.
         subject = pair.build(task.device, None if host is None else host * 5 // 4)
         if (most := settings["device_bytes"]) is not None:
-            # A measurement's slots and a study's are there at the same time.
             subject = subject._replace(distinct=max(1, min(subject.distinct, most // pair.layout.size)))
         task.kept["pair"] = pair
         task.kept["study"] = BriefStudy(subject, None, 0, settings["study_tokens"])
