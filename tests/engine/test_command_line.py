@@ -295,13 +295,19 @@ def test_the_example_in_the_readme_runs(pair: list[str], capsys: Out) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "end"), [("run", "## Options of `record`"), ("record", "## Checkpoints with sums")]
+    ("commands", "begin", "end"),
+    [
+        (("run",), "## Options of `run`", "## Recording"),
+        (("record",), "## Options of `record`", "## Measuring"),
+        (("profile", "measure"), "## Measuring", "## Checkpoints with sums"),
+    ],
 )
-def test_the_page_tables_every_option(command: str, end: str) -> None:
+def test_the_page_tables_every_option(commands: tuple[str, ...], begin: str, end: str) -> None:
     page = (ROOT / "docs" / "engine.md").read_text("utf-8")
-    table = page[page.index(f"## Options of `{command}`") : page.index(end)]
-    (found,) = [each.choices[command] for each in parser()._actions if isinstance(each, argparse._SubParsersAction)]
-    options = {name for action in found._actions for name in action.option_strings} - {"-h", "--help"}
+    table = page[page.index(begin) : page.index(end)]
+    (found,) = [each.choices for each in parser()._actions if isinstance(each, argparse._SubParsersAction)]
+    actions = [action for command in commands for action in found[command]._actions]
+    options = {name for action in actions for name in action.option_strings} - {"-h", "--help"}
     assert set(re.findall(r"`(--[a-z-]+)", table)) == options
 
 
