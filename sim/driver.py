@@ -131,7 +131,7 @@ class Driver:
         config = self._scheduler.config
         speculation = self._scheduler.recipe.speculation
         gamma = speculation.gamma(config.gamma)
-        lead = speculation.lead(config.gamma) if self._runs_ahead else 0
+        beyond = max(0, speculation.lead(config.gamma) - 1) if self._runs_ahead else 0
         unread, policy = Unread(), self._scheduler.recipe.name
         for request in requests:
             unread.request_begun()
@@ -141,13 +141,13 @@ class Driver:
                 self._pass = PromptPass(self._cost, request.prefill, policy, self._told)
                 touched = request.prefill.touched if self._feeds_prefill else ()
                 yield from prefill(self._dispatch, self.now, request.prefill.prompt_tokens, config.layers, touched)
-            drafted = 0
-            while lines := request.lines(gamma + 1 + lead):
+            known = 0
+            while lines := request.lines(gamma + 1 + beyond):
                 this = self._pass = StepPass(
-                    self._cost, lines, gamma, request.position, unread, policy, self._told, drafted
+                    self._cost, lines, gamma, request.position, unread, policy, self._told, known
                 )
-                yield from step(self._dispatch, self.now, this.limit, config.layers, drafted, this.lead)
-                drafted = this.stands
+                yield from step(self._dispatch, self.now, this.limit, config.layers, known, this.lead)
+                known = this.stands
                 request.advance(this.tokens)
                 if self._progress:
                     self._progress(this.tokens)

@@ -105,32 +105,32 @@ class StepPass(Pass):
         unread: Unread,
         policy: str,
         told: Told = NOTHING,
-        drafted: int = 0,
+        known: int = 0,
     ) -> None:
         """`lines` are up to gamma + 1 from the pending token on, fewer where the request ends with them, and behind
-        them as many as the draft may go past the window; `unread` follows the request's draft, which has drafted the
-        first `drafted` tokens already."""
+        them as many as the draft may go past the window; `unread` follows the request's draft, which has read the
+        first `known` tokens already."""
         super().__init__(cost, policy, told)
         self._position = position
         self._unread = unread
-        unread.round_begun(position, drafted)
+        unread.round_begun(position, known)
         self._read: int | None = None
         """What the draft reads for the token under way."""
         self._whole = window(lines, gamma)
-        self._drafted = drafted
+        self._drafted = min(known, self.limit)
         self._beyond = lines[gamma + 1 :]
-        self._past = 0
-        """Tokens that the draft has read past the window."""
+        self._past = int(known > self.limit)
+        """Tokens that the draft has read from the window's last one on."""
         self._lead_holds = bool(self._beyond) and self._whole.accepted == gamma and lines[gamma].agree
 
     @property
     def lead(self) -> int:
-        """The most tokens that may be read past the window: its last one, and those that the next one drafts."""
-        return len(self._beyond)
+        """The most tokens that may be read from the window's last one on, where others follow."""
+        return len(self._beyond) and len(self._beyond) + 1
 
     @property
     def stands(self) -> int:
-        """How many of the next window's tokens are drafted already."""
+        """How many of the next window's tokens the draft has read already."""
         return max(0, self._past - 1) if self._lead_holds else 0
 
     @property

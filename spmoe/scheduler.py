@@ -110,13 +110,13 @@ class Scheduler:
         """For how many leading layers the draft was asked for forecasts."""
         self._lead_limit = recipe.speculation.lead(config.gamma)
         self._lead = 0
-        """Tokens that the draft has read past the window."""
+        """Tokens that the draft has read from the window's last one on."""
         self._lead_layer = 0
         """The layer that it comes to next, on the token behind them."""
         self._granted: DraftAhead | None = None
         """What it was told to do and has not done yet."""
         self._stands = 0
-        """Tokens of the next window that are drafted already."""
+        """Tokens of the next window that it has read already."""
         self._link_since = 0
         """Since when the link has worked on the first batch of those submitted."""
         self._next_layer = 0
@@ -194,8 +194,8 @@ class Scheduler:
         self._phase = Phase.DRAFTING
         self._gamma = min(self._gamma_limit, event.limit)
         self._window = self._gamma + 1
-        self._drafted, self._stands = min(self._stands, self._gamma), 0
-        self._predicted = self._lead = self._lead_layer = 0
+        self._drafted, self._lead = min(self._stands, self._gamma), int(self._stands > self._gamma)
+        self._predicted = self._stands = self._lead_layer = 0
         self.forecast.step_begun(event, self._gamma)
         # Where every expert is there or on its way, forecasts would cost time for nothing.
         here = len(self.residency.resident) + len(self.residency.in_flight)

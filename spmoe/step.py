@@ -104,10 +104,10 @@ class Accept(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """After `Accept`: the draft has gone on past the window for `tokens` tokens.
+    """After `Accept`: from the window's last token on the draft has read `tokens` tokens.
 
-    Outcome: how many of the next window's tokens it has drafted so, none where the target's token is another than the
-    one that it went on with.
+    Outcome: how many of the next window's tokens it has read so, none where the target's token is another than the one
+    that it went on with.
     """
 
     tokens: int
@@ -123,23 +123,23 @@ Program = Generator[Effect, Outcome, int]
 
 
 class Lead:
-    """How far the draft has gone past the window, in tokens that it has read there, and how far it may go."""
+    """How many tokens the draft has read from the window's last one on, and how many it may."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, tokens: int = 0) -> None:
         self.most = most
-        self.tokens = 0
+        self.tokens = tokens
 
 
-def step(dispatch: Dispatch, time: int, limit: int, layers: int, drafted: int = 0, lead: int = 0) -> Program:
+def step(dispatch: Dispatch, time: int, limit: int, layers: int, known: int = 0, lead: int = 0) -> Program:
     """One round: draft token by token, verify layer by layer, accept.
 
-    `limit` is the most tokens that may be drafted, `layers` the number of MoE layers, `drafted` how many of the tokens
-    were drafted in the round before, past its window, and `lead` how many may be read past this one.
+    `limit` is the most tokens that may be drafted, `layers` the number of MoE layers, `known` how many of the window's
+    tokens the draft has read in the round before, and `lead` how many it may read from the window's last one on.
     """
-    past = Lead(lead)
     speculate = dispatch(StepBegun(time, limit))
     assert type(speculate) is Speculate
-    for token in range(drafted, speculate.gamma):
+    past = Lead(lead, int(known > speculate.gamma))
+    for token in range(known, speculate.gamma):
         for first in range(0, speculate.layers, speculate.group):
             end = min(first + speculate.group, speculate.layers)
             _, time, forecasts = yield DraftLayers(token, first, end)
@@ -148,7 +148,7 @@ def step(dispatch: Dispatch, time: int, limit: int, layers: int, drafted: int = 
         dispatch(TokenDrafted(time, token, prob))
     time = yield from _layers(dispatch, time, layers, past)
     _, time, accepted = yield Accept()
-    if past.tokens:
+    if past.tokens > 1:
         _, time, stands = yield Keep(past.tokens)
         if stands:
             dispatch(LeadStands(time, stands))
@@ -220,11 +220,11 @@ def _run_ahead(dispatch: Dispatch, time: int, layer: int, layers: int, past: Lea
     """Draft past the window, as long as the scheduler finds that nothing of `layer` is delayed by it."""
     while past.tokens < past.most and (reply := dispatch(LinkAwaited(time, layer))) is not None:
         assert type(reply) is DraftAhead
-        token, first, end = reply
-        _, time, forecasts = yield DraftLayers(token, first, end)
+        token, first, until = reply
+        _, time, forecasts = yield DraftLayers(token, first, until)
         dispatch(DraftPredicted(time, token, first, forecasts))
-        if end == layers:
-            _, time, prob = yield DraftToken(token, end)
+        if until == layers:
+            _, time, prob = yield DraftToken(token, until)
             dispatch(TokenDrafted(time, token, prob))
             past.tokens += 1
     return time

@@ -18,10 +18,10 @@ class Unread:
         """Nothing of the request is seen."""
         self._seen = 0
 
-    def round_begun(self, position: int, drafted: int = 0) -> None:
-        """The first input of the round, at `position`, is known, and the `drafted` tokens behind it; what is drafted
-        now stands behind those."""
-        self._known = position + 1 + drafted
+    def round_begun(self, position: int, read: int = 0) -> None:
+        """The first input of the round, at `position`, is known; what is drafted stands behind it, as does what the
+        draft proposed when it read the first `read` inputs in the round before."""
+        self._known = position + 1 + read
 
     def draft(self) -> int:
         """The draft proposes its next token; returns how many tokens it reads for it."""

@@ -103,6 +103,8 @@ class NextUses(Forecast):
         self._heard = False
         """Whether forecasts came in that `soonness` does not reflect yet."""
         self._soonness = np.zeros(layers * experts, np.int64)
+        self._chances = np.zeros(layers * experts, np.int64)
+        """How likely (/ONE) each key is needed by the pass that comes to its layer next."""
         for layer in range(layers):
             self._expect(layer, layer)
 
@@ -176,15 +178,15 @@ class NextUses(Forecast):
         self._known_until = self._lead = 0, 0
         self._said.clear()
 
-    def _foresee(self, layer: int, needed: Ints) -> None:
-        """The draft has spoken of `layer`, which will need its experts with these probabilities (/`ONE`)."""
-
     def _expect(self, layer: int, visit: int, needed: Ints | None = None) -> None:
         """The experts of `layer` may be needed at `visit` next, with these probabilities; without any, by their
         rates."""
         rates, first = self._rates.of(layer), layer * self._experts
-        rests = self._layers * ONE * (ONE - (rates if needed is None else needed)) // rates
+        if needed is None:
+            needed = rates
+        rests = self._layers * ONE * (ONE - needed) // rates
         self._soonness[first : first + self._experts] = -(visit * ONE + rests)
+        self._chances[first : first + self._experts] = needed
 
     def _heed(self) -> None:
         """Take in what the draft has said."""
@@ -192,7 +194,6 @@ class NextUses(Forecast):
         for layer in self._said:
             needed = self._said.needed(layer, self._rates.of(layer), self._trust, self._window - 1)
             self._expect(layer, self._pass * self._layers + layer, needed)
-            self._foresee(layer, needed)
         for layer in self._past:
             if layer <= self._reached:
                 self._expect_past(layer)

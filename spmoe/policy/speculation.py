@@ -35,14 +35,14 @@ class FixedGamma:
 class RunAhead(FixedGamma):
     """As `FixedGamma`; and while the verifier waits for the link, the draft goes on past the window.
 
-    It reads the window's last token, and then as many as the next window drafts.  What it says of them tells who should
-    stay; when the window stands, and the target's token is the one that the draft went on with, they are the next
-    window's.  Otherwise they are dropped.
+    It reads the window's last token, and then those of the next window, the last included.  What it says of them tells
+    who should stay; when the window stands, and the target's token is the one that the draft went on with, they are
+    the next window's.  Otherwise they are dropped.
     """
 
     def lead(self, configured: int) -> int:
         """The window's last token, and those of the next."""
-        return configured + 1 if configured else 0
+        return configured + 2 if configured else 0
 
 
 Speculation = NoSpeculation | FixedGamma | RunAhead

@@ -43,11 +43,6 @@ class UseRates:
         rates: Ints = np.maximum(self._averages[layer].sum(axis=0) >> 1, LEAST)
         return rates
 
-    def all(self) -> Ints:
-        """The rates of all experts, [layers * experts]."""
-        rates: Ints = np.maximum(self._averages.sum(axis=1) >> 1, LEAST).ravel()
-        return rates
-
     def learn(self, layer: int, experts: Sequence[int], tokens: Sequence[int], window: int) -> None:
         """A pass of `window` tokens sent `tokens` of them to these experts."""
         self._move(layer, experts, [(window + count) * ONE // (2 * window) for count in tokens])

@@ -6,7 +6,9 @@ a probability of p it is worth the link's time where
 
     p * min(load, time until the next demand) > (1 - p + d) * load
 
-where d is the probability that this pass has yet to come to whoever is displaced, and needs it: that costs a load too.
+where d is the probability that this pass has yet to need whoever is displaced: that costs a load too.  A need of the
+next pass counts half, for a demand load in the prefetch's place would have displaced somebody as well.
+
 While the draft runs, the next demand comes when the verifier begins; later, as a rule with the next layer.
 """
 
@@ -21,7 +23,6 @@ import numpy as np
 from spmoe.policy.foresight import ExpectedOrder, Foresight, NextUses
 from spmoe.policy.planner import Pace
 from spmoe.policy.prefetch import Scope
-from spmoe.policy.row_similarity import Ints
 from spmoe.policy.use_rates import ONE
 from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, StepBegun
 from spmoe.state.forecast import NOTHING, Forecast, Wish
@@ -53,8 +54,6 @@ class WorthwhileLoads(NextUses):
     expires = True
 
     def __init__(self, shape: Shape, pace: Pace) -> None:
-        self._chances = np.zeros(shape.layers * shape.experts, np.int64)
-        """How likely (/ONE) this pass needs a key; 0 where its layer has passed or nothing was said of it."""
         super().__init__(shape)
         self._pace = pace
         self._order: ExpectedOrder
@@ -111,11 +110,12 @@ class WorthwhileLoads(NextUses):
         return ((key, key // self._experts, 0),)
 
     def worth(self, key: int, victim: int) -> bool:
-        """As the base says; and what the pass has yet to come to, and may need, counts as a load."""
-        load = self._pace.load_ns
+        """As the base says; and what the victim is worth counts: a load if this pass needs it, half a load if the next
+        one does."""
+        load, chances = self._pace.load_ns, self._chances
         ahead = victim >= self._next_layer * self._experts
-        lost = ONE - self._chances[key] + (self._chances[victim] if ahead else 0)
-        return super().worth(key, victim) and bool(self._chances[key] * self._offered_at > lost * load)
+        lost = ONE - chances[key] + (chances[victim] if ahead else chances[victim] // 2)
+        return super().worth(key, victim) and bool(chances[key] * self._offered_at > lost * load)
 
     def _spare(self) -> int:
         """How much of a load that begins now, or as soon as the link is free, would be over before somebody else asks
@@ -126,9 +126,4 @@ class WorthwhileLoads(NextUses):
 
     def _enter(self, time: int, drafting: bool) -> None:
         self._now, self._drafting, self._next_layer = time, drafting, 0
-        self._chances[:] = self._rates.all()
         self._may_find = False
-
-    def _foresee(self, layer: int, needed: Ints) -> None:
-        first = layer * self._experts
-        self._chances[first : first + self._experts] = needed

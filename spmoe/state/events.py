@@ -153,7 +153,7 @@ class LinkAwaited(NamedTuple):
 
 
 class LeadStands(NamedTuple):
-    """The window stands, and of what was drafted past it the first `tokens` are the next window's."""
+    """The window stands, and of the next one the draft has read the first `tokens` already, past this one."""
 
     time: int
     tokens: int

@@ -74,7 +74,7 @@ class Forecast:
         return NOTHING
 
     def step_ended(self, stands: int) -> None:
-        """The window is verified; of what was drafted past it the first `stands` tokens are the next window's."""
+        """The window is verified; of the next one the draft has read the first `stands` tokens already."""
 
     def layer_done(self, event: LayerDone) -> Iterable[Wish]:
         """The current layer has computed."""

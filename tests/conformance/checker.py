@@ -54,9 +54,9 @@ class ContractChecker:
         self.granted: DraftAhead | None = None
         """What the draft is to do past the window, and has not done yet."""
         self.lead = 0
-        """Tokens that it has read there."""
+        """Tokens that it has read from the window's last one on."""
         self.stands = 0
-        """How many of the next window's tokens were drafted so."""
+        """How many of the next window's tokens it has read so."""
         self._lead_layer = 0
         self.in_layer = False
         self.reached = -1
@@ -305,8 +305,8 @@ class ContractChecker:
                 assert 0 <= reply.gamma <= event.limit
                 assert 0 <= reply.layers <= self.config.layers and reply.group >= 1
                 self.speculate = reply
-                self.drafted, self.stands = min(self.stands, reply.gamma), 0
-                self.predicted = self.lead = self._lead_layer = 0
+                self.drafted, self.lead = min(self.stands, reply.gamma), int(self.stands > reply.gamma)
+                self.predicted = self.stands = self._lead_layer = 0
             case LayerReached():
                 assert isinstance(reply, LayerPlan)
                 self._check_plan(event, reply, flying)
