@@ -64,7 +64,7 @@ def profile(options: argparse.Namespace) -> None:
 def measure(options: argparse.Namespace) -> None:
     """Time policies on a trace, write the run file and show it."""
     source = Path(options.trace)
-    check_distinct(trace=source, out=options.out)
+    check_distinct(trace=source, out=options.out, logs=options.logs)
     file = TraceFile(source)
     header = file.header
     draft = options.draft or (header.draft.name if header.draft and not options.model else None)
