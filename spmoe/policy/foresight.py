@@ -131,6 +131,7 @@ class NextUses(Forecast):
         self._begin(0)
         self._window = gamma + 1
         if past:
+            past.renew()
             self._said, self._past, self._known_until, self._heard = past, self._said, lead, True
 
     def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
@@ -191,10 +192,10 @@ class NextUses(Forecast):
     def _heed(self) -> None:
         """Take in what the draft has said."""
         self._heard = False
-        for layer in self._said:
+        for layer in self._said.news():
             needed = self._said.needed(layer, self._rates.of(layer), self._trust, self._window - 1)
             self._expect(layer, self._pass * self._layers + layer, needed)
-        for layer in self._past:
+        for layer in self._past.news():
             if layer <= self._reached:
                 self._expect_past(layer)
 

@@ -16,6 +16,7 @@ class Said:
         self._spared: dict[int, dict[int, int]] = {}
         """How sure the draft is (/`ONE`) that a named expert is *not* needed."""
         self._tokens: dict[int, int] = {}
+        self._news: set[int] = set()
 
     def __len__(self) -> int:
         """Of how many layers it tells."""
@@ -32,8 +33,19 @@ class Said:
         for at, forecast in enumerate(forecasts, layer):
             spared = self._spared.setdefault(at, {})
             self._tokens[at] = self._tokens.get(at, 0) + 1
+            self._news.add(at)
             for expert, probability in forecast:
                 spared[expert] = spared.get(expert, ONE) * (ONE - probability) // ONE
+
+    def news(self) -> list[int]:
+        """The layers spoken of since this was last asked for."""
+        news = sorted(self._news)
+        self._news.clear()
+        return news
+
+    def renew(self) -> None:
+        """All that was said is news again."""
+        self._news.update(self._spared)
 
     def named(self, layer: int) -> Mapping[int, int]:
         """The experts named for a layer, and how sure the draft is (/`ONE`) that each is needed."""
@@ -56,8 +68,10 @@ class Said:
         """The pass has come to that layer."""
         self._spared.pop(layer, None)
         self._tokens.pop(layer, None)
+        self._news.discard(layer)
 
     def clear(self) -> None:
         """Nothing was said."""
         self._spared.clear()
         self._tokens.clear()
+        self._news.clear()
