@@ -146,7 +146,7 @@ class Driver:
                 this = self._pass = StepPass(
                     self._cost, lines, gamma, request.position, unread, policy, self._told, known
                 )
-                yield from step(self._dispatch, self.now, this.limit, config.layers, known, this.lead)
+                yield from step(self._dispatch, self.now, this.limit, config.layers, known, this.reach if beyond else 0)
                 known = this.stands
                 request.advance(this.tokens)
                 if self._progress:

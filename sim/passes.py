@@ -9,7 +9,7 @@ from spmoe.machine.cost import CostModel
 from spmoe.policy.gating import thinned
 from spmoe.policy.recipe import Told
 from spmoe.state.events import Forecast
-from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Keep, Routed
+from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Keep, Routed, Shorten
 from spmoe.trace.gates import even_gate, gate_of
 from spmoe.trace.schema import PrefillLine, RejectedLine, TokenLine
 from spmoe.trace.windows import Routing, window
@@ -107,31 +107,34 @@ class StepPass(Pass):
         told: Told = NOTHING,
         known: int = 0,
     ) -> None:
-        """`lines` are up to gamma + 1 from the pending token on, fewer where the request ends with them, and behind
-        them as many as the draft may go past the window; `unread` follows the request's draft, which has read the
-        first `known` tokens already."""
+        """`lines` are up to `gamma` + 1 from the pending token on, fewer where the request ends with them, and behind
+        them as many as the draft may go past the longest window; `unread` follows the request's draft, which has read
+        the first `known` tokens already."""
         super().__init__(cost, policy, told)
         self._position = position
         self._unread = unread
         unread.round_begun(position, known)
         self._read: int | None = None
         """What the draft reads for the token under way."""
+        self._lines = lines
         self._whole = window(lines, gamma)
-        self._drafted = min(known, self.limit)
-        self._beyond = lines[gamma + 1 :]
-        self._past = int(known > self.limit)
-        """Tokens that the draft has read from the window's last one on."""
-        self._lead_holds = bool(self._beyond) and self._whole.accepted == gamma and lines[gamma].agree
+        """The longest window that this round may verify."""
+        self._seen = known
+        """Tokens that the draft has read, from the window's first one on."""
+        self._cut: int | None = None
+        """How many of the tokens drafted the window holds, where that is not all."""
+        self._right = next((place for place, line in enumerate(lines) if not line.agree), len(lines))
+        """How many tokens the draft gets right from here on."""
 
     @property
-    def lead(self) -> int:
-        """The most tokens that may be read from the window's last one on, where others follow."""
-        return len(self._beyond) and len(self._beyond) + 1
+    def reach(self) -> int:
+        """The most tokens that the draft may read."""
+        return len(self._lines)
 
     @property
     def stands(self) -> int:
         """How many of the next window's tokens the draft has read already."""
-        return max(0, self._past - 1) if self._lead_holds else 0
+        return max(0, self._seen - self._drafted - 1) if self._right > self._drafted else 0
 
     @property
     def limit(self) -> int:
@@ -143,12 +146,18 @@ class StepPass(Pass):
         """Tokens that the round puts out."""
         return min(self._whole.accepted, self._drafted) + 1
 
+    @property
+    def _drafted(self) -> int:
+        """How many drafted tokens the window holds."""
+        return min(self._seen, self.limit) if self._cut is None else self._cut
+
     def outcome(self, effect: Any) -> tuple[int, Any]:
         """Duration (ns) and value of any effect but computing experts."""
         kind = type(effect)  # Compared by identity: this is asked some hundred times a step.
         if kind is Attention:
             layer = effect.layer
             if layer == 0:
+                self._cut = self._drafted  # What is read from now on lies past the window.
                 self._begin_verification()
             return self._attention_ns(layer), self._route(layer) if self._told_nothing else self._told_route(layer)
         if kind is DraftLayers:
@@ -157,12 +166,12 @@ class StepPass(Pass):
             return self._draft_ns(first, end) + self._cost.forecast_ns(end - first), forecasts
         if kind is DraftToken:
             duration = self._draft_ns(effect.first_layer, self._cost.geometry.layers)
-            if effect.token < self.limit:
-                self._drafted += 1
-            else:
-                self._past += 1
+            self._seen = effect.token + 1
             self._read = None
             return duration, self._input(effect.token).draft_prob
+        if kind is Shorten:
+            self._cut = effect.drafted
+            return 0, None
         if kind is Keep:
             return 0, self.stands
         assert kind is Accept
@@ -190,14 +199,17 @@ class StepPass(Pass):
     def _input(self, token: int) -> TokenLine | RejectedLine:
         """What the draft reads as that token, in the window or past it.
 
-        Where it has gone astray nobody recorded what it read: then it goes over the window once more.  (What really
-        came there would tell it the future.)
+        Where it has gone astray past the window, and nobody recorded what it read, it goes over the window once more.
+        (What really came there would tell it the future.)
         """
-        inputs = self._whole.inputs
-        if token < len(inputs):
+        inputs, last = self._whole.inputs, self._cut
+        if last is None or token <= last:
             return inputs[token]
-        past = token - len(inputs)
-        return window(self._beyond, len(self._beyond) - 1).inputs[past] if self._lead_holds else inputs[past]
+        past = token - last - 1
+        if self._right <= last:
+            return inputs[past % (last + 1)]
+        beyond = self._lines[last + 1 :]
+        return window(beyond, len(beyond) - 1).inputs[past]
 
     def _draft_forecasts(self, token: int) -> tuple[Forecast, ...]:
         forecasts = self._input(token).forecasts.get("draft")

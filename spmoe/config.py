@@ -22,7 +22,8 @@ class SchedulerConfig:
     """Shape of the model, room on the GPU, and what the policy may reckon with.
 
     `slots` counts all layers together; `gamma` is the number of drafted tokens for recipes that follow it; `cutoff` the
-    number of leading layers that SP-MoE prefetches for; `pace` how long things take when nothing stalls.
+    number of leading layers that SP-MoE prefetches for; `pace` how long things take when nothing stalls.  With
+    `chooses` the recipe decides how many tokens to draft, at most `gamma`.
     """
 
     recipe: str
@@ -34,6 +35,7 @@ class SchedulerConfig:
     cutoff: int
     pace: Pace
     depth: int = DEPTH
+    chooses: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "experts", "top_k", "slots", "depth"):

@@ -14,10 +14,12 @@ from typing import NoReturn
 from spmoe.config import SchedulerConfig
 from spmoe.policy.admission import ByValue, InitialOnly
 from spmoe.policy.clairvoyant import Future
+from spmoe.policy.draft_length import Agreement, DraftLength
 from spmoe.policy.planner import Planner
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.registry import recipe as find_recipe
-from spmoe.state.commands import Command, DraftAhead, LayerPlan, Load, Purpose, Speculate, Submit
+from spmoe.policy.use_rates import ONE
+from spmoe.state.commands import Command, DraftAhead, LayerPlan, Load, Purpose, Speculate, Submit, Verify
 from spmoe.state.events import (
     BatchArrived,
     BatchFailed,
@@ -102,6 +104,14 @@ class Scheduler:
         self._phase = Phase.IDLE
         self._between_layers = Phase.VERIFY
         self._may_prefill = False
+        self._agreement = Agreement()
+        self._length = DraftLength(shape, config.slots, self._gamma_limit, config.pace, self._agreement) if config.chooses else None
+        self._said: list[int | None] = []
+        """How sure the draft was of the tokens that it has drafted, from the window's first one on."""
+        self._standing = ONE
+        """The probability (/`ONE`) that all drafted tokens stand that the window holds so far."""
+        self._began = 0
+        """When the step under way did."""
         self._gamma = 0
         self._window = 0
         """Tokens of the pass under way."""
@@ -192,11 +202,16 @@ class Scheduler:
             self._refuse(event)
         self._may_prefill = False
         self._phase = Phase.DRAFTING
-        self._gamma = min(self._gamma_limit, event.limit)
-        self._window = self._gamma + 1
-        self._drafted, self._lead = min(self._stands, self._gamma), int(self._stands > self._gamma)
+        self._began = event.time
+        known = len(self._said)
+        most = min(self._gamma_limit, event.limit)
         self._predicted = self._stands = self._lead_layer = 0
-        self.forecast.step_begun(event, self._gamma)
+        self.forecast.step_begun(event, most)
+        if self._length is not None:
+            most = self._enough(self._length, most)
+        self._gamma, self._drafted = most, min(known, most)
+        if known >= most:
+            self._settle(most, known)
         # Where every expert is there or on its way, forecasts would cost time for nothing.
         here = len(self.residency.resident) + len(self.residency.in_flight)
         self._to_predict = 0 if here == self._keys else self.forecast.predicted_layers
@@ -227,7 +242,7 @@ class Scheduler:
         self._predicted += len(event.forecasts)
         self._wish(self.forecast.draft_predicted(event), Purpose.PREFETCH)
 
-    def _token_drafted(self, event: TokenDrafted) -> None:
+    def _token_drafted(self, event: TokenDrafted) -> Verify | None:
         granted = self._granted
         if granted is not None:
             if event.token != granted.token or granted.first < self.config.layers:
@@ -235,7 +250,8 @@ class Scheduler:
             self._lead += 1
             self._lead_layer = 0
             self._granted = None
-            return
+            self._heard(event)
+            return None
         if not (
             self._phase is Phase.DRAFTING
             and event.token == self._drafted < self._gamma
@@ -244,6 +260,53 @@ class Scheduler:
             self._refuse(event)
         self._drafted += 1
         self._predicted = 0
+        chance = self._heard(event)
+        if self._length is not None:
+            return self._draft_on(self._length, chance)
+        if self._drafted == self._gamma:
+            self._settle(self._gamma, self._drafted)
+        return None
+
+    def _heard(self, event: TokenDrafted) -> int:
+        """The draft has told how sure it is of a token; returns the chance that it stands where those before it do."""
+        chance = self._agreement.chance(event.prob)
+        self._agreement.drawn(event.prob)
+        self._said.append(event.prob)
+        self.forecast.token_drafted(event, chance)
+        return chance
+
+    def _enough(self, length: DraftLength, most: int) -> int:
+        """How many tokens to draft at most: `most`, unless what is drafted already suffices."""
+        length.round_begun(most)
+        self._standing = ONE
+        for drafted, said in enumerate(self._said[:most]):
+            standing = self._standing * self._agreement.chance(said) // ONE
+            if not length.takes(drafted, standing):
+                return drafted
+            self._standing = standing
+        known = min(len(self._said), most)
+        return most if length.goes_on(known, self._standing) else known
+
+    def _draft_on(self, length: DraftLength, chance: int) -> Verify | None:
+        """Whether the token just drafted belongs into the window, and another one behind it."""
+        drafted, standing = self._drafted, self._standing * chance // ONE
+        window = drafted if length.takes(drafted - 1, standing) else drafted - 1
+        if window == drafted:
+            self._standing = standing
+            if length.goes_on(drafted, standing):
+                return None
+        enough = window < self._gamma
+        self._gamma = self._drafted = window
+        self._settle(window, drafted)
+        return Verify(window) if enough else None
+
+    def _settle(self, window: int, drafted: int) -> None:
+        """The window holds so many of the tokens drafted."""
+        self._window = window + 1
+        self._lead = drafted - window
+        self.forecast.settled(window)
+        if self._length is not None:
+            self._length.pass_begun(self._window)
 
     def _step_ended(self, event: StepEnded) -> None:
         if not (
@@ -253,6 +316,12 @@ class Scheduler:
         ):
             self._refuse(event)
         self._phase = Phase.READY
+        for said, stood in zip(self._said, [True] * event.accepted + [False], strict=False):
+            if event.accepted < self._gamma or stood:
+                self._agreement.learn(said, stood)
+        if self._length is not None:
+            self._length.round_ended(event.time - self._began, event.accepted)
+        self._said = self._said[self._window : self._window + self._stands]
         self.forecast.step_ended(self._stands)
 
     def _link_awaited(self, event: LinkAwaited) -> DraftAhead | None:
@@ -335,6 +404,10 @@ class Scheduler:
         if self._has_buffers:
             residency.adopt(present)
         residency.touch(present)
+        if self._length is not None and self._between_layers is Phase.VERIFY:
+            for expert, tokens in zip(event.experts, event.tokens, strict=True):
+                if first + expert not in resident:
+                    self._length.missed(tokens)
         wishes = self.forecast.layer_reached(event)
         if queue.prefetches and self.forecast.expires:
             queue.drop(first, first + self.config.experts)
@@ -418,6 +491,8 @@ class Scheduler:
             self._refuse(event)
         residency.pinned.clear()
         self._phase = self._between_layers
+        if self._length is not None and self._phase is Phase.VERIFY:
+            self._length.stalled(sum(end - start for start, end in event.waits))
         wishes = self.forecast.layer_done(event)
         if wishes:
             self._wish(wishes, Purpose.PREFETCH)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Set
 from functools import cache
 from typing import Any, NamedTuple
 
-from spmoe.state.commands import DraftAhead, LayerPlan, Reply, Speculate
+from spmoe.state.commands import DraftAhead, LayerPlan, Reply, Speculate, Verify
 from spmoe.state.events import (
     Computed,
     DraftPredicted,
@@ -46,6 +46,12 @@ class DraftToken(NamedTuple):
 
     token: int
     first_layer: int
+
+
+class Shorten(NamedTuple):
+    """More was drafted than is verified: the window holds the first `drafted` tokens.  No outcome, and no time."""
+
+    drafted: int
 
 
 class Attention(NamedTuple):
@@ -113,7 +119,7 @@ class Keep(NamedTuple):
     tokens: int
 
 
-Effect = DraftLayers | DraftToken | Attention | Compute | HostCompute | ComputeLanded | Accept | Keep
+Effect = DraftLayers | DraftToken | Shorten | Attention | Compute | HostCompute | ComputeLanded | Accept | Keep
 
 Outcome = tuple[int, int, Any]
 """When an effect began and ended (ns), and what came of it.  It begins later than yielded where it had to wait."""
@@ -125,27 +131,36 @@ Program = Generator[Effect, Outcome, int]
 class Lead:
     """How many tokens the draft has read from the window's last one on, and how many it may."""
 
-    def __init__(self, most: int, tokens: int = 0) -> None:
+    def __init__(self, most: int, tokens: int) -> None:
         self.most = most
         self.tokens = tokens
 
 
-def step(dispatch: Dispatch, time: int, limit: int, layers: int, known: int = 0, lead: int = 0) -> Program:
+def step(dispatch: Dispatch, time: int, limit: int, layers: int, known: int = 0, reach: int = 0) -> Program:
     """One round: draft token by token, verify layer by layer, accept.
 
     `limit` is the most tokens that may be drafted, `layers` the number of MoE layers, `known` how many of the window's
-    tokens the draft has read in the round before, and `lead` how many it may read from the window's last one on.
+    tokens the draft has read in the round before, and `reach` how many it may read in all, from the window's first one
+    on; where that is less than the window holds, nothing is drafted past it.
     """
     speculate = dispatch(StepBegun(time, limit))
     assert type(speculate) is Speculate
-    past = Lead(lead, int(known > speculate.gamma))
-    for token in range(known, speculate.gamma):
+    window, drafted = speculate.gamma, known
+    while drafted < window:
+        token = drafted
         for first in range(0, speculate.layers, speculate.group):
             end = min(first + speculate.group, speculate.layers)
             _, time, forecasts = yield DraftLayers(token, first, end)
             dispatch(DraftPredicted(time, token, first, forecasts))
         _, time, prob = yield DraftToken(token, speculate.layers)
-        dispatch(TokenDrafted(time, token, prob))
+        enough = dispatch(TokenDrafted(time, token, prob))
+        drafted += 1
+        if enough is not None:
+            assert type(enough) is Verify
+            window = enough.drafted
+    if drafted > window:
+        yield Shorten(window)
+    past = Lead(reach - window, drafted - window)
     time = yield from _layers(dispatch, time, layers, past)
     _, time, accepted = yield Accept()
     if past.tokens > 1:
@@ -161,7 +176,7 @@ def prefill(
 ) -> Program:
     """Read a prompt of `tokens` tokens; `touched` only for recipes that know the future (see `PrefillBegun`)."""
     dispatch(PrefillBegun(time, tokens, touched))
-    time = yield from _layers(dispatch, time, layers, Lead(0))
+    time = yield from _layers(dispatch, time, layers, Lead(0, 0))
     _, time, _ = yield Accept()
     dispatch(PrefillEnded(time))
     return time

@@ -24,7 +24,8 @@ from spmoe.policy.row_similarity import Ints
 from spmoe.policy.said import Said
 from spmoe.policy.scored import ScoredOrder
 from spmoe.policy.use_rates import ONE, Trust, UseRates
-from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, StepBegun
+from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, RequestBegun, StepBegun, TokenDrafted
+from spmoe.state.events import Forecast as Prediction
 from spmoe.state.forecast import NOTHING, Forecast, Wish
 from spmoe.state.keys import Shape
 from spmoe.state.residency import VictimOrder
@@ -92,18 +93,20 @@ class NextUses(Forecast):
         """What the draft says of the layers ahead in this pass."""
         self._past = Said()
         """What it says of the next pass, where it has gone past the window."""
-        self._known_until = 0, 0
-        """The token, and its layer, up to which the draft had spoken of this pass before it began."""
-        self._lead = 0, 0
-        """The same of the next pass, so far."""
-        self._stood, self._led = 1, 2
-        """How often what was drafted past a window stood, of how many times; at first an even chance."""
+        self._words: list[list[Prediction]] = []
+        """What the draft has said of all layers, as far as it has come, by tokens from the window's first one on."""
+        self._chances: list[int] = []
+        """The chances (/`ONE`) that the tokens it proposed stand, each where those before it do."""
+        self._drafted: int | None = None
+        """How many drafted tokens the window holds; None while that is open."""
+        self._leads = ONE
+        """How likely the target goes on with the first token past the window."""
         self._reached = -1
         """The layer reached last in this pass."""
         self._heard = False
         """Whether forecasts came in that `soonness` does not reflect yet."""
         self._soonness = np.zeros(layers * experts, np.int64)
-        self._chances = np.zeros(layers * experts, np.int64)
+        self._needed = np.zeros(layers * experts, np.int64)
         """How likely (/ONE) each key is needed by the pass that comes to its layer next."""
         for layer in range(layers):
             self._expect(layer, layer)
@@ -122,38 +125,64 @@ class NextUses(Forecast):
         """Whether a prefetch of `key` may displace `victim`: only what is expected later than itself."""
         return bool(self.soonness[victim] < self.soonness[key])
 
+    def request_begun(self, event: RequestBegun) -> Iterable[Wish]:
+        self._words, self._chances = [], []
+        return NOTHING
+
     def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
         self._begin(event.tokens)
         return NOTHING
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
-        past, lead = self._past, self._lead
         self._begin(0)
-        self._window = gamma + 1
-        if past:
-            past.renew()
-            self._said, self._past, self._known_until, self._heard = past, self._said, lead, True
+        self._drafted = None
+        self._listen()
 
     def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
-        end = event.layer + len(event.forecasts)
-        if event.token >= self._window:
-            self._past.hear(event.layer, event.forecasts)
-            self._lead = event.token - self._window, end
-        elif (event.token, event.layer) >= self._known_until:
-            self._said.hear(event.layer, event.forecasts)
-        self._heard = True
+        while event.token >= len(self._words):  # Of some tokens it may not have been asked.
+            self._words.append([])
+        word = self._words[event.token]
+        news = event.forecasts[len(word) - event.layer :]  # The rest it has said before, past the window before.
+        if news:
+            layer = len(word)
+            word.extend(news)
+            self._hear(event.token, layer, news)
         return NOTHING
 
+    def token_drafted(self, event: TokenDrafted, chance: int) -> None:
+        self._chances.append(chance)
+
+    def settled(self, drafted: int) -> None:
+        self._drafted, self._window = drafted, drafted + 1
+        self._leads = ONE
+        for chance in self._chances[:self._window]:
+            self._leads = self._leads * chance // ONE
+        if len(self._words) > self._window:
+            self._said.clear()
+            self._listen()
+
     def step_ended(self, stands: int) -> None:
-        if not self._past:
+        for layer in self._past:
+            self._expect(layer, (self._pass + 1) * self._layers + layer)
+        self._past.clear()
+        kept = self._window if stands else len(self._words)
+        del self._words[:kept], self._chances[:kept]
+
+    def _listen(self) -> None:
+        """Take in again all that the draft has said."""
+        for token, word in enumerate(self._words):
+            self._hear(token, 0, word)
+
+    def _hear(self, token: int, layer: int, forecasts: Sequence[Prediction]) -> None:
+        """A token has spoken of `layer` and those after it."""
+        self._heard = True
+        if self._drafted is None or token <= self._drafted:
+            self._said.hear(layer, forecasts)
             return
-        self._led += 1
-        if stands:
-            self._stood += 1
-        else:
-            for layer in self._past:
-                self._expect(layer, (self._pass + 1) * self._layers + layer)
-            self._past.clear()
+        stands = ONE
+        for chance in self._chances[self._window:token]:
+            stands = stands * chance // ONE
+        self._past.hear(layer, forecasts, stands)
 
     def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
         layer = self._reached = event.layer
@@ -176,7 +205,6 @@ class NextUses(Forecast):
         self._pass += 1
         self._prompt = prompt
         self._reached = -1
-        self._known_until = self._lead = 0, 0
         self._said.clear()
 
     def _expect(self, layer: int, visit: int, needed: Ints | None = None) -> None:
@@ -187,7 +215,7 @@ class NextUses(Forecast):
             needed = rates
         rests = self._layers * ONE * (ONE - needed) // rates
         self._soonness[first : first + self._experts] = -(visit * ONE + rests)
-        self._chances[first : first + self._experts] = needed
+        self._needed[first : first + self._experts] = needed
 
     def _heed(self) -> None:
         """Take in what the draft has said."""
@@ -203,7 +231,7 @@ class NextUses(Forecast):
         """The draft has spoken of a layer in the next pass; whether that stands is another question."""
         rates = self._rates.of(layer)
         needed = self._past.needed(layer, rates, self._trust, self._window - 1)
-        needed = rates + (needed - rates) * self._stood // self._led
+        needed = rates + (needed - rates) * self._leads // ONE
         self._expect(layer, (self._pass + 1) * self._layers + layer, needed)
 
     def _judge(self, layer: int, experts: Sequence[int]) -> None:

@@ -24,7 +24,7 @@ from spmoe.policy.popular import Popular
 from spmoe.policy.prefetch import DraftGate, NextGate
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.refined import DraftThenGate
-from spmoe.policy.speculation import RunAhead
+from spmoe.policy.speculation import RunAhead, WorthDrafting
 from spmoe.policy.worthwhile import ForesightAhead
 
 SP_MOE = "Chen et al., SP-MoE, arXiv 2510.10302"
@@ -234,7 +234,7 @@ FORESIGHT_ROWS = (
         admission=ByValue(),
         eviction=LatestExpected(),
         io=Batched(),
-        speculation=RunAhead(),
+        speculation=WorthDrafting(),
         fallback="spmoe.foresight.history",
     ),
 )

@@ -28,24 +28,20 @@ class Said:
     def __iter__(self) -> Iterator[int]:
         return iter(self._spared)
 
-    def hear(self, layer: int, forecasts: Sequence[Forecast]) -> None:
-        """A token has spoken of `layer` and those after it."""
+    def hear(self, layer: int, forecasts: Sequence[Forecast], stands: int = ONE) -> None:
+        """A token, which stands with that probability (/`ONE`), has spoken of `layer` and those after it."""
         for at, forecast in enumerate(forecasts, layer):
             spared = self._spared.setdefault(at, {})
             self._tokens[at] = self._tokens.get(at, 0) + 1
             self._news.add(at)
             for expert, probability in forecast:
-                spared[expert] = spared.get(expert, ONE) * (ONE - probability) // ONE
+                spared[expert] = spared.get(expert, ONE) * (ONE - probability * stands // ONE) // ONE
 
     def news(self) -> list[int]:
         """The layers spoken of since this was last asked for."""
         news = sorted(self._news)
         self._news.clear()
         return news
-
-    def renew(self) -> None:
-        """All that was said is news again."""
-        self._news.update(self._spared)
 
     def named(self, layer: int) -> Mapping[int, int]:
         """The experts named for a layer, and how sure the draft is (/`ONE`) that each is needed."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class NoSpeculation:
     """Plain decoding, one token at a time, whatever the configured gamma: for systems that know no speculation."""
+
+    chooses: ClassVar[bool] = False
+    """Whether it may decide, round by round, to draft fewer tokens than are configured."""
 
     def gamma(self, configured: int) -> int:
         """Never drafts."""
@@ -21,6 +25,8 @@ class NoSpeculation:
 @dataclass(frozen=True, slots=True)
 class FixedGamma:
     """Always as many tokens as configured (fewer at the end of a request)."""
+
+    chooses: ClassVar[bool] = False
 
     def gamma(self, configured: int) -> int:
         """The configured length."""
@@ -45,4 +51,11 @@ class RunAhead(FixedGamma):
         return configured + 2 if configured else 0
 
 
-Speculation = NoSpeculation | FixedGamma | RunAhead
+@dataclass(frozen=True, slots=True)
+class WorthDrafting(RunAhead):
+    """As `RunAhead`; where no length is given, as many tokens as are worth it (`spmoe.policy.draft_length`)."""
+
+    chooses: ClassVar[bool] = True
+
+
+Speculation = NoSpeculation | FixedGamma | RunAhead | WorthDrafting

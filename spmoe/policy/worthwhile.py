@@ -74,7 +74,8 @@ class WorthwhileLoads(NextUses):
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         self._enter(event.time, drafting=True)
-        self._verified_from = event.time + gamma * self._pace.draft_ns
+        left = min(gamma, self._window - 1) - len(self._chances)  # As many as last time, if no more are allowed.
+        self._verified_from = event.time + max(0, left) * self._pace.draft_ns
         super().step_begun(event, gamma)
 
     def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
@@ -94,8 +95,8 @@ class WorthwhileLoads(NextUses):
             self._heed()
         load, spare = self._pace.load_ns, self._spare()
         first = self._next_layer * self._experts
-        chances = self._chances[first:]
-        worth = (chances * (load + spare) > ONE * load) & self._order.absent(first, len(self._chances))
+        chances = self._needed[first:]
+        worth = (chances * (load + spare) > ONE * load) & self._order.absent(first, len(self._needed))
         found = worth.nonzero()[0]
         if not len(found):
             self._may_find = False
@@ -112,7 +113,7 @@ class WorthwhileLoads(NextUses):
     def worth(self, key: int, victim: int) -> bool:
         """As the base says; and what the victim is worth counts: a load if this pass needs it, half a load if the next
         one does."""
-        load, chances = self._pace.load_ns, self._chances
+        load, chances = self._pace.load_ns, self._needed
         ahead = victim >= self._next_layer * self._experts
         lost = ONE - chances[key] + (chances[victim] if ahead else chances[victim] // 2)
         return super().worth(key, victim) and bool(chances[key] * self._offered_at > lost * load)

@@ -35,11 +35,25 @@ class Submit(NamedTuple):
 
 
 class Speculate(NamedTuple):
-    """Draft `gamma` tokens; on each, report forecasts for the first `layers` MoE layers, `group` layers at a time."""
+    """Draft `gamma` tokens, or fewer where `Verify` says so; on each, report forecasts for the first `layers` MoE layers,
+    `group` layers at a time.
+
+    Tokens that the draft has drafted already, past the window before, count: there may be more of them than `gamma`.
+    """
 
     gamma: int
     layers: int
     group: int
+
+
+class Verify(NamedTuple):
+    """Draft no more; the window holds the first `drafted` tokens.
+
+    Those are all that were drafted, or all but the last.  What the draft has read from the window's last token on
+    counts as past the window.
+    """
+
+    drafted: int
 
 
 class LayerPlan(NamedTuple):
@@ -68,7 +82,7 @@ class DraftAhead(NamedTuple):
     until: int
 
 
-Reply = Speculate | LayerPlan | DraftAhead
+Reply = Speculate | Verify | LayerPlan | DraftAhead
 """Commands to the step program; an event is answered by at most one of them."""
 
 Command = Submit | Reply

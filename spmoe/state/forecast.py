@@ -12,6 +12,7 @@ from spmoe.state.events import (
     PrefillBegun,
     RequestBegun,
     StepBegun,
+    TokenDrafted,
 )
 
 Wish = tuple[int, int, int]
@@ -60,6 +61,12 @@ class Forecast:
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         """A step of `gamma` drafted tokens starts."""
+
+    def token_drafted(self, event: TokenDrafted, chance: int) -> None:
+        """The draft proposed a token, which stands with that chance (/65536) where those before it do."""
+
+    def settled(self, drafted: int) -> None:
+        """The window holds so many drafted tokens; what the draft reads behind them lies past it."""
 
     def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
         """The draft says what its token will need in a layer."""
