@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 from engine.engine import Engine
@@ -165,7 +166,7 @@ def _bound(engine: Engine) -> Bound | None:
     if recorder is None or not recorder.tokens:
         return None
     gamma = engine.plan.recipe.speculation.gamma(setting.gamma)
-    return bound(lambda: requests(recorder), setting.cost, gamma, setting.slots)
+    return bound(lambda: requests(recorder), setting.cost, repeat(gamma), setting.slots)
 
 
 def _kind(plan: Plan) -> str:

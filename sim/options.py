@@ -95,7 +95,14 @@ def _add_setting(command: argparse.ArgumentParser) -> None:
     room.add_argument("--vram", metavar="SIZE", help="GPU memory, such as 18GiB (default: the machine's)")
     room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts that has slots")
     room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
-    command.add_argument("--gamma", type=int, default=4, metavar="N", help="drafted tokens per step (default 4)")
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--gamma", type=int, metavar="N", help="drafted tokens per step (default 4)")
+    length.add_argument(
+        "--gamma-max",
+        type=int,
+        metavar="N",
+        help="without --gamma, the most that policies draft which choose the length themselves (default 16)",
+    )
     command.add_argument(
         "--as-model", metavar="NAME", help="take sizes and times from this model, of as many layers and experts"
     )

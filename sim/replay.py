@@ -21,6 +21,7 @@ from spmoe.policy.horizon import CutoffLayer
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe, select
 from spmoe.results.bound import Bound
+from spmoe.results.lengths import LengthFold
 from spmoe.results.metrics import Metrics
 from spmoe.results.result import SCHEMA, Result
 from spmoe.results.timeline import TimelineWriter
@@ -84,7 +85,8 @@ def replay(
     vram: str | int | None = None,
     cache: float | None = None,
     slots: int | None = None,
-    gamma: int = 4,
+    gamma: int | None = None,
+    gamma_max: int | None = None,
     as_model: str | None = None,
     cutoff: int | Literal["best"] | None = None,
     lossy: bool = False,
@@ -98,7 +100,8 @@ def replay(
     A policy that does not apply is an error where it is named, else left out.
 
     `vram` (a size such as "18GiB", or bytes), `cache` (share of all experts) and `slots` (experts, all layers together)
-    exclude each other; `gamma` is the number of drafted tokens; `as_model` names a published model of the same layers,
+    exclude each other; `gamma` is the number of drafted tokens, and without it policies that choose the length draft up
+    to `gamma_max` (default 16), the others 4; `as_model` names a published model of the same layers,
     experts and top-k to take sizes and times from, in place of the trace's; `cutoff` the number of leading layers that
     SP-MoE prefetches for, "best" for that with the lowest TPOT, None for the analytical one.  `lossy` allows policies
     that change the model's output.  `log` takes the decision log of a single policy, `timeline` a Chrome trace of all.
@@ -113,7 +116,15 @@ def replay(
     if log is not None and len(chosen) > 1:
         raise InputError("log: expected a single policy, since a log holds the decisions of one run")
     prepared = Prepared(
-        trace, hardware=hardware, bits=bits, vram=vram, cache=cache, slots=slots, gamma=gamma, as_model=as_model
+        trace,
+        hardware=hardware,
+        bits=bits,
+        vram=vram,
+        cache=cache,
+        slots=slots,
+        gamma=gamma,
+        gamma_max=gamma_max,
+        as_model=as_model,
     )
     return prepared.replay(policies, cutoff, lossy, jobs, log, timeline, progress)
 
@@ -169,7 +180,7 @@ class Prepared:
                 self._on_demand = outcomes[BASELINE].metrics
             if self._on_demand is None:
                 self._on_demand = run_task(Task(self.trace, setting, BASELINE, None), progress).metrics
-            bounds = {one.name: self._runner.bound(one.speculation.gamma(setting.gamma)) for one in applicable}
+            bounds = {one.name: self._own_bound(one, outcomes[one.name].lengths) for one in applicable}
             fixed = self._runner.bound(setting.gamma)
         on_demand_ms, size = self._on_demand.tpot_ms, setting.budget.expert
         return Replay(
@@ -177,7 +188,14 @@ class Prepared:
             setting=setting,
             bound=fixed,
             results=tuple(
-                Result(one, outcomes[one.name].metrics, size, on_demand_ms, bounds[one.name].tpot_ms)
+                Result(
+                    one,
+                    outcomes[one.name].metrics,
+                    size,
+                    on_demand_ms,
+                    bounds[one.name].tpot_ms,
+                    outcomes[one.name].lengths,
+                )
                 for one in applicable
             ),
             cutoffs={
@@ -187,6 +205,12 @@ class Prepared:
             skipped=skipped,
             warnings=_warnings(applicable, setting, bounds),
         )
+
+    def _own_bound(self, one: Recipe, lengths: tuple[int, ...] | None) -> Bound:
+        """The bound of a policy's own windows."""
+        if lengths is None:
+            return self._runner.bound(one.speculation.gamma(self.setting.gamma))
+        return self._runner.bound_of(lengths)
 
 
 def _check_cutoff(cutoff: object, layers: int) -> None:
@@ -211,6 +235,8 @@ class Outcome(NamedTuple):
     policy: str
     config: SchedulerConfig
     metrics: Metrics
+    lengths: tuple[int, ...] | None
+    """How many tokens its steps drafted, where it has chosen that."""
 
 
 def run_task(
@@ -231,10 +257,13 @@ def run_task(
         observers.append(writer.observe)
     if spans is not None:
         observers.append(spans.run(one.name, config.experts).observe)
+    lengths = LengthFold() if config.chooses else None
+    if lengths is not None:
+        observers.append(lengths.observe)
     metrics = runner.run(one, config, observers)
     if writer is not None:
         writer.close()
-    return Outcome(one.name, config, metrics)
+    return Outcome(one.name, config, metrics, None if lengths is None else lengths.result())
 
 
 def describe_trace(trace: Trace, summary: TraceSummary) -> dict[str, Any]:

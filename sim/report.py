@@ -121,6 +121,13 @@ def notes(replay: Replay) -> Iterable[str]:
     yield f"budget: {replay.setting.explain()}"
     for name, layers in replay.cutoffs.items():
         yield f"cutoff of {name}: {layers} of {replay.setting.geometry.layers} layers ({replay.cutoff_choice})"
+    for result in replay.results:
+        if result.lengths:
+            mean = sum(result.lengths) / len(result.lengths)
+            yield (
+                f"{result.recipe.name} chose how much to draft: {mean:.1f} tokens per step, at most "
+                f"{replay.setting.gamma_max}; its bound is that of its own windows"
+            )
     plain = [one.recipe.name for one in replay.results if one.recipe.speculation.gamma(1) == 0]
     if plain and replay.setting.gamma:
         yield f"without speculation, and with the bound of plain decoding: {', '.join(plain)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import repeat
 
 from sim.driver import Driver, Observer, Popularity
 from spmoe.config import SchedulerConfig, configure
@@ -35,7 +36,9 @@ class Runner:
     def configure(self, recipe: Recipe, cutoff: int | None = None) -> tuple[SchedulerConfig, Cutoff | None]:
         """The configuration of a run in this setting; see `spmoe.config.configure`."""
         setting = self._setting
-        return configure(recipe, setting.cost, setting.slots, setting.gamma, setting.longest_request, cutoff)
+        return configure(
+            recipe, setting.cost, setting.slots, setting.gamma, setting.longest_request, cutoff, setting.gamma_max
+        )
 
     def run(self, recipe: Recipe, config: SchedulerConfig, observers: Sequence[Observer] = ()) -> Metrics:
         """Replay the trace under one policy."""
@@ -75,8 +78,12 @@ class Runner:
     def bound(self, gamma: int) -> Bound:
         """The bound of windows with `gamma` drafted tokens."""
         if gamma not in self._bounds:
-            self._bounds[gamma] = bound(self._requests, self._setting.cost, gamma, self._setting.slots)
+            self._bounds[gamma] = bound(self._requests, self._setting.cost, repeat(gamma), self._setting.slots)
         return self._bounds[gamma]
+
+    def bound_of(self, lengths: Sequence[int]) -> Bound:
+        """The bound of the windows of a run that has drafted so many tokens in its steps."""
+        return bound(self._requests, self._setting.cost, lengths, self._setting.slots)
 
     @cached_property
     def _uses(self) -> Uses:

@@ -77,14 +77,24 @@ def host_tokens(cost: CostModel) -> int:
 
 
 def configure(
-    recipe: Recipe, cost: CostModel, slots: int, gamma: int, context: int, cutoff: int | None = None
+    recipe: Recipe,
+    cost: CostModel,
+    slots: int,
+    gamma: int,
+    context: int,
+    cutoff: int | None = None,
+    gamma_max: int | None = None,
 ) -> tuple[SchedulerConfig, Cutoff | None]:
     """The configuration of a run, the same for every driver.
 
     `context` is the longest context expected, in tokens; `cutoff` overrides the analytical cutoff layer, which is
-    returned too where the recipe has use for one.  Raises InputError for numbers out of range.
+    returned too where the recipe has use for one.  With `gamma_max`, a recipe that can choose the length of its drafts
+    does so, up to that; else it is `gamma`.  Raises InputError for numbers out of range.
     """
     model = cost.geometry
+    chooses = bool(gamma_max) and recipe.speculation.chooses
+    if chooses:
+        gamma = gamma_max or 0
     window = recipe.speculation.gamma(gamma) + 1
     touched, tokens = even_window(model, window)
     expert_bytes = model.expert_bytes(cost.bits)
@@ -122,5 +132,6 @@ def configure(
         cutoff=cutoff or 0,
         pace=pace,
         depth=recipe.io.depth,
+        chooses=chooses,
     )
     return config, reason

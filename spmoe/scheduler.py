@@ -105,7 +105,11 @@ class Scheduler:
         self._between_layers = Phase.VERIFY
         self._may_prefill = False
         self._agreement = Agreement()
-        self._length = DraftLength(shape, config.slots, self._gamma_limit, config.pace, self._agreement) if config.chooses else None
+        self._length = (
+            DraftLength(shape, config.slots, self._gamma_limit, config.pace, self._agreement)
+            if config.chooses
+            else None
+        )
         self._said: list[int | None] = []
         """How sure the draft was of the tokens that it has drafted, from the window's first one on."""
         self._standing = ONE
@@ -113,6 +117,7 @@ class Scheduler:
         self._began = 0
         """When the step under way did."""
         self._gamma = 0
+        """Drafted tokens that the window holds, or at most will hold."""
         self._window = 0
         """Tokens of the pass under way."""
         self._drafted = self._predicted = 0
@@ -206,7 +211,7 @@ class Scheduler:
         known = len(self._said)
         most = min(self._gamma_limit, event.limit)
         self._predicted = self._stands = self._lead_layer = 0
-        self.forecast.step_begun(event, most)
+        self.forecast.step_begun(event, most if self._length is None else min(most, self._gamma))
         if self._length is not None:
             most = self._enough(self._length, most)
         self._gamma, self._drafted = most, min(known, most)

@@ -22,12 +22,19 @@ from spmoe.trace.schema import DraftShape, Header, ModelShape
 MAX_GAMMA = 1024
 """No draft is worth following that far; the limit keeps exact arithmetic with it short."""
 
+GAMMA = 4
+"""Drafted tokens per step where nothing else is asked for."""
+
+LONGEST = 16
+"""As many may be drafted by recipes that choose the length, where nothing else is asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """Model, machine and cache of a run.
 
-    `slots` counts all layers together and is either given or what the memory leaves; `gamma` is the length asked for.
+    `slots` counts all layers together and is either given or what the memory leaves; `gamma` is the length of drafts,
+    and `gamma_max` the longest that recipes may draft which choose it themselves (None: they may not).
     With `stands_in`, `geometry` and `draft` are not those of the trace's model, but of another of its shape.
     """
 
@@ -41,6 +48,7 @@ class Setting:
     slots_given: bool
     gamma: int
     longest_request: int
+    gamma_max: int | None = None
     stands_in: bool = False
 
     @property
@@ -84,6 +92,7 @@ class Setting:
             "slots": self.slots,
             "cache_share": self.slots / self.geometry.keys,
             "gamma": self.gamma,
+            "gamma_max": self.gamma_max,
         }
 
 
@@ -96,18 +105,26 @@ def resolve_setting(
     vram: str | int | None = None,
     cache: float | None = None,
     slots: int | None = None,
-    gamma: int = 4,
+    gamma: int | None = None,
+    gamma_max: int | None = None,
     as_model: str | None = None,
 ) -> Setting:
     """Resolve the options of a run; at most one of `vram`, `cache` and `slots` may be given.
+
+    With `gamma` all recipes that speculate draft so many tokens; without, those that can choose draft up to `gamma_max`
+    (16 where that is not given either), and the others 4.
 
     Without any, the machine's whole memory counts, less dense weights, draft, KV cache of the longest request and
     workspace.  `as_model` names a published model whose sizes, with those of its draft, take the place of the trace's:
     its layers, experts and top-k have to be as many.  Raises InputError for unknown names and impossible numbers.
     """
-    _check_number("gamma", gamma, int)
-    if not 0 <= gamma <= MAX_GAMMA:
-        raise InputError(f"gamma: expected a number of drafted tokens, 0 to {MAX_GAMMA}, got {gamma}")
+    for name, length in (("gamma", gamma), ("gamma_max", gamma_max)):
+        if length is not None:
+            _check_number(name, length, int)
+            if not 0 <= length <= MAX_GAMMA:
+                raise InputError(f"{name}: expected a number of drafted tokens, 0 to {MAX_GAMMA}, got {length}")
+    if gamma is not None and gamma_max is not None:
+        raise InputError("expected only one of gamma and gamma_max: a given length leaves nothing to choose")
     if slots is not None:
         _check_number("slots", slots, int)
     if cache is not None:
@@ -116,7 +133,7 @@ def resolve_setting(
         raise InputError("expected only one of vram, cache and slots: each of them sets the size of the cache")
     model = _geometry(header.model) if as_model is None else _stand_in(as_model, header.model)
     draft = _draft(header.draft if as_model is None else None, model)
-    if draft is None and gamma:
+    if draft is None and gamma != 0:
         raise InputError("the trace names no draft model and none is known for its model: expected gamma 0")
     machine = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
     width = parse_bits(bits)
@@ -133,8 +150,9 @@ def resolve_setting(
         budget=budget,
         slots=_slots(model, budget, cache, slots),
         slots_given=cache is not None or slots is not None,
-        gamma=gamma,
+        gamma=GAMMA if gamma is None else gamma,
         longest_request=longest_request,
+        gamma_max=None if gamma is not None else LONGEST if gamma_max is None else gamma_max,
         stands_in=as_model is not None,
     )
 

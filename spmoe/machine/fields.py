@@ -84,6 +84,15 @@ class Fields:
             self._refuse(name, expected, value)
         return value
 
+    def flag(self, name: str) -> bool:
+        """True or false; a missing one is false."""
+        if name not in self:
+            return False
+        value = self._take(name, "true or false")
+        if not isinstance(value, bool):
+            self._refuse(name, "true or false", value)
+        return value
+
     def one_of(self, name: str, parse: Callable[[str], float]) -> float:
         """A number that `parse` accepts; its InputError becomes this field's."""
         value = self.number(name)

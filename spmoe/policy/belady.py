@@ -8,10 +8,10 @@ next use is there for nothing, and after each layer the keys with the nearest ne
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 
-from spmoe.trace.windows import Request, fixed_windows
+from spmoe.trace.windows import Request, windows
 
 Requests = Callable[[], Iterator[Request]]
 """Starts a new pass over the requests of a trace."""
@@ -22,8 +22,8 @@ _NEVER = 0xFFFF
 class Min:
     """The cache of MIN as it moves along the windows of a trace."""
 
-    def __init__(self, requests: Requests, gamma: int, layers: int, experts: int, slots: int) -> None:
-        """Reads the windows of `gamma` drafted tokens once, to know when each need comes again.
+    def __init__(self, requests: Requests, lengths: Iterable[int], layers: int, experts: int, slots: int) -> None:
+        """Reads the windows, of so many drafted tokens, once, to know when each need comes again.
 
         That takes two bytes per need; nothing else of the future is held.
         """
@@ -34,7 +34,7 @@ class Min:
         self._layers = layers
         self._experts = experts
         self._slots = slots
-        self._distances, first_use = _distances(requests, gamma, experts)
+        self._distances, first_use = _distances(requests, lengths, experts)
         self._next_visit = {key: window * layers + key // experts for key, window in first_use.items()}
         """For every key that will be needed again, the visit (window * layers + layer) that needs it next."""
         self._cache: set[int] = set()
@@ -77,14 +77,15 @@ class Min:
         heapify(self._farthest)
 
 
-def _distances(requests: Requests, gamma: int, experts: int) -> tuple[array[int], dict[int, int]]:
+def _distances(requests: Requests, lengths: Iterable[int], experts: int) -> tuple[array[int], dict[int, int]]:
     """Per need the number of windows until its key is needed again, and per key the window of its first use."""
     distances = array("H")
     last: dict[int, tuple[int, int]] = {}
     first_use: dict[int, int] = {}
     number = 0
+    drafted = iter(lengths)
     for request in requests():
-        for window in fixed_windows(request, gamma):
+        for window in windows(request, drafted):
             for layer, routing in enumerate(window.routing()):
                 for expert in routing.experts:
                     key = layer * experts + expert

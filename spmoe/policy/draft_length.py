@@ -142,7 +142,7 @@ class DraftLength:
         self._learn_misses(min(self._rounds + 1, 1 << _MEMORY >> 1))
 
     def _learn_misses(self, memory: int) -> None:
-        """What a part of the pass's tokens, drawn at random, would have missed; longer passes keep their proportions."""
+        """What a part of the pass's tokens, drawn at random, would have missed; longer passes keep in proportion."""
         tokens, misses = len(self._missing) - 1, self._misses
         before = misses[tokens]
         for part, spared in enumerate(self._subsets[tokens]):
@@ -171,7 +171,7 @@ class DraftLength:
         return low + (int(worth[min(level + 1, _LEVELS)]) - low) * rest // ONE
 
     def _going_on(self) -> list[Ints]:
-        """For each number of drafted tokens what going on is worth, by the probability (of `_LEVELS`) that they stand."""
+        """For each number of drafted tokens what going on is worth, by the probability that they stand."""
         chances, often = self._agreement.usual()
         levels = np.arange(_LEVELS + 1)[:, None]
         scaled = levels * chances  # [levels, bins], of ONE * _LEVELS

@@ -135,6 +135,7 @@ class NextUses(Forecast):
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         self._begin(0)
+        self._window = gamma + 1
         self._drafted = None
         self._listen()
 
@@ -155,7 +156,7 @@ class NextUses(Forecast):
     def settled(self, drafted: int) -> None:
         self._drafted, self._window = drafted, drafted + 1
         self._leads = ONE
-        for chance in self._chances[:self._window]:
+        for chance in self._chances[: self._window]:
             self._leads = self._leads * chance // ONE
         if len(self._words) > self._window:
             self._said.clear()
@@ -180,7 +181,7 @@ class NextUses(Forecast):
             self._said.hear(layer, forecasts)
             return
         stands = ONE
-        for chance in self._chances[self._window:token]:
+        for chance in self._chances[self._window : token]:
             stands = stands * chance // ONE
         self._past.hear(layer, forecasts, stands)
 

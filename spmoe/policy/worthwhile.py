@@ -74,8 +74,7 @@ class WorthwhileLoads(NextUses):
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         self._enter(event.time, drafting=True)
-        left = min(gamma, self._window - 1) - len(self._chances)  # As many as last time, if no more are allowed.
-        self._verified_from = event.time + max(0, left) * self._pace.draft_ns
+        self._verified_from = event.time + max(0, gamma - len(self._chances)) * self._pace.draft_ns
         super().step_begun(event, gamma)
 
     def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from spmoe.machine.cost import CostModel
 from spmoe.policy.belady import Min, Requests
-from spmoe.trace.windows import fixed_windows
+from spmoe.trace.windows import windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +49,19 @@ class Bound:
         return self.link_ns / max(self.link_ns, self.compute_ns)
 
 
-def bound(requests: Requests, cost: CostModel, gamma: int, slots: int) -> Bound:
-    """The bound of windows with `gamma` drafted tokens on a cache of `slots`; takes two passes over the trace."""
+def bound(requests: Requests, cost: CostModel, lengths: Iterable[int], slots: int) -> Bound:
+    """The bound of windows with so many drafted tokens, one after the other, on a cache of `slots`.
+
+    Takes two passes over the trace, and over `lengths`, which has one for every window or goes on forever.
+    """
     model = cost.geometry
-    cache = Min(requests, gamma, model.layers, model.experts, slots)
+    cache = Min(requests, lengths, model.layers, model.experts, slots)
+    drafted = iter(lengths)
     compute = widest = stand_ins = tokens = steps = 0
     for request in requests():
         if request.prefill is not None:
             cache.refill()
-        for window in fixed_windows(request, gamma):
+        for window in windows(request, drafted):
             size = len(window.inputs)
             compute += model.layers * cost.layer_ns(size, request.position + size)
             for layer, routing in enumerate(window.routing()):

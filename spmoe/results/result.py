@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ class Result:
     """What a policy came to.
 
     `on_demand_ms` is the TPOT of `on-demand.lru` in the same setting, `bound_ms` that of the bound of this policy's own
-    windows; None where they are not known.
+    windows; None where they are not known.  `lengths` is how many tokens its steps drafted, where it has chosen that.
     """
 
     recipe: Recipe
@@ -24,6 +25,7 @@ class Result:
     expert_bytes: int
     on_demand_ms: float | None = None
     bound_ms: float | None = None
+    lengths: Sequence[int] | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -44,6 +46,7 @@ class Result:
             "fetch_only": self.recipe.fetch_only,
             "lossless": self.recipe.lossless,
             "speculates": self.recipe.speculation.gamma(1) > 0,
+            "drafted_per_step": sum(self.lengths) / len(self.lengths) if self.lengths else None,
             "tpot_ms": metrics.tpot_ms,
             "ttft_ms": metrics.ttft_ms,
             "tokens": metrics.tokens,

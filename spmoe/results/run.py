@@ -219,10 +219,10 @@ def _scheduler(fields: Fields) -> SchedulerConfig:
     pace.done()
     names = ("layers", "experts", "top_k", "slots", "gamma", "cutoff", "depth")
     counts = {name: fields.whole(name, zero=True) for name in names}
-    recipe = fields.text("recipe", tuple(RECIPES))
+    recipe, chooses = fields.text("recipe", tuple(RECIPES)), fields.flag("chooses")
     fields.done()
     try:
-        return SchedulerConfig(recipe=recipe, pace=paced, **counts)
+        return SchedulerConfig(recipe=recipe, pace=paced, chooses=chooses, **counts)
     except ValueError as error:
         raise InputError(f"{fields.place}: field {fields.path.rstrip('.')}: {error}") from None
 

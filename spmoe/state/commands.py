@@ -35,8 +35,8 @@ class Submit(NamedTuple):
 
 
 class Speculate(NamedTuple):
-    """Draft `gamma` tokens, or fewer where `Verify` says so; on each, report forecasts for the first `layers` MoE layers,
-    `group` layers at a time.
+    """Draft `gamma` tokens, or fewer where `Verify` says so; on each, report forecasts for the first `layers` MoE
+    layers, `group` layers at a time.
 
     Tokens that the draft has drafted already, past the window before, count: there may be more of them than `gamma`.
     """

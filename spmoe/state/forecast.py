@@ -60,7 +60,7 @@ class Forecast:
         return NOTHING
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
-        """A step of `gamma` drafted tokens starts."""
+        """A step starts that will draft `gamma` tokens, or about as many."""
 
     def token_drafted(self, event: TokenDrafted, chance: int) -> None:
         """The draft proposed a token, which stands with that chance (/65536) where those before it do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from spmoe.trace.schema import PrefillLine, RejectedLine, TokenLine
@@ -117,7 +118,13 @@ def requests(lines: Iterable[PrefillLine | TokenLine]) -> Iterator[Request]:
 
 def fixed_windows(request: Request, gamma: int) -> Iterator[Window]:
     """The windows of a request when every step drafts `gamma` tokens."""
-    while lines := request.lines(gamma + 1):
-        cut = window(lines, gamma)
+    return windows(request, repeat(gamma))
+
+
+def windows(request: Request, lengths: Iterator[int]) -> Iterator[Window]:
+    """The windows of a request when its steps draft so many tokens, which are taken from `lengths` as they come."""
+    while request.lines(1):
+        gamma = next(lengths)
+        cut = window(request.lines(gamma + 1), gamma)
         yield cut
         request.advance(cut.accepted + 1)
