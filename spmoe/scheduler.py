@@ -124,6 +124,7 @@ class Scheduler:
         self._to_predict = 0
         """For how many leading layers the draft was asked for forecasts."""
         self._lead_limit = recipe.speculation.lead(config.gamma)
+        self._lead_piece = recipe.speculation.piece
         self._lead = 0
         """Tokens that the draft has read from the window's last one on."""
         self._lead_layer = 0
@@ -344,7 +345,7 @@ class Scheduler:
             or not self.residency.pinned.isdisjoint(self.residency.resident)
         ):
             return None
-        end = min(first + self.forecast.predicted_group, layers)
+        end = min(first + self._lead_piece, layers)
         # The draft is not to be interrupted: it may go on where it is through before anything arrives.
         loads = len(next(iter(self._submitted.values())).loads)
         arrives = self._link_since + pace.latency_ns + loads * pace.transfer_ns

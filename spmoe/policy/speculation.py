@@ -12,6 +12,8 @@ class NoSpeculation:
 
     chooses: ClassVar[bool] = False
     """Whether it may decide, round by round, to draft fewer tokens than are configured."""
+    piece: ClassVar[int] = 1
+    """Layers that the draft goes through at a time, past the window."""
 
     def gamma(self, configured: int) -> int:
         """Never drafts."""
@@ -27,6 +29,7 @@ class FixedGamma:
     """Always as many tokens as configured (fewer at the end of a request)."""
 
     chooses: ClassVar[bool] = False
+    piece: ClassVar[int] = 1
 
     def gamma(self, configured: int) -> int:
         """The configured length."""
@@ -43,8 +46,11 @@ class RunAhead(FixedGamma):
 
     It reads the window's last token, and then those of the next window, the last included.  What it says of them tells
     who should stay; when the window stands, and the target's token is the one that the draft went on with, they are
-    the next window's.  Otherwise they are dropped.
+    the next window's.  Otherwise they are dropped.  The draft goes on by `piece` layers at a time, each of which is over
+    before anything arrives.
     """
+
+    piece: ClassVar[int] = 2
 
     def lead(self, configured: int) -> int:
         """The window's last token, and those of the next."""

@@ -6,6 +6,8 @@ with no latency, a drafted token 40.
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 
 from spmoe.policy.foresight import LatestExpected, NextUses
@@ -85,10 +87,11 @@ def test_a_prefetch_has_to_be_worth_the_links_time() -> None:
     forecast = ForesightAhead().forecast(Scope(4, 4, 1, 0, NextLayer(), PACE), None)
     order = LatestExpected().order((0,) * 16, forecast, 4)
     forecast.step_begun(StepBegun(0, 1), 1)
+    tokens = count()
 
     def wish(certainty: int, at: int) -> list[int]:
         named = ((), (), ((2, certainty),), ((1, certainty),))
-        forecast.draft_predicted(DraftPredicted(at, 0, 0, named))
+        forecast.draft_predicted(DraftPredicted(at, next(tokens), 0, named))
         return [key for key, _, _ in forecast.top_up(0)]
 
     # A load takes 100 and the verifier begins at 400.  Until 300 a load is over by then: an even chance is enough, the
