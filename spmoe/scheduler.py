@@ -217,7 +217,7 @@ class Scheduler:
             most = self._enough(self._length, most)
         self._gamma, self._drafted = most, min(known, most)
         if known >= most:
-            self._settle(most, known)
+            self._settle(event.time, most, known)
         # Where every expert is there or on its way, forecasts would cost time for nothing.
         here = len(self.residency.resident) + len(self.residency.in_flight)
         self._to_predict = 0 if here == self._keys else self.forecast.predicted_layers
@@ -268,9 +268,9 @@ class Scheduler:
         self._predicted = 0
         chance = self._heard(event)
         if self._length is not None:
-            return self._draft_on(self._length, chance)
+            return self._draft_on(self._length, event.time, chance)
         if self._drafted == self._gamma:
-            self._settle(self._gamma, self._drafted)
+            self._settle(event.time, self._gamma, self._drafted)
         return None
 
     def _heard(self, event: TokenDrafted) -> int:
@@ -293,7 +293,7 @@ class Scheduler:
         known = min(len(self._said), most)
         return most if length.goes_on(known, self._standing) else known
 
-    def _draft_on(self, length: DraftLength, chance: int) -> Verify | None:
+    def _draft_on(self, length: DraftLength, time: int, chance: int) -> Verify | None:
         """Whether the token just drafted belongs into the window, and another one behind it."""
         drafted, standing = self._drafted, self._standing * chance // ONE
         window = drafted if length.takes(drafted - 1, standing) else drafted - 1
@@ -303,16 +303,16 @@ class Scheduler:
                 return None
         enough = window < self._gamma
         self._gamma = self._drafted = window
-        self._settle(window, drafted)
+        self._settle(time, window, drafted)
         return Verify(window) if enough else None
 
-    def _settle(self, window: int, drafted: int) -> None:
+    def _settle(self, time: int, window: int, drafted: int) -> None:
         """The window holds so many of the tokens drafted."""
         self._window = window + 1
         self._lead = drafted - window
         self.forecast.settled(window)
         if self._length is not None:
-            self._length.pass_begun(self._window)
+            self._length.drafted(time - self._began, window)
 
     def _step_ended(self, event: StepEnded) -> None:
         if not (
@@ -410,10 +410,6 @@ class Scheduler:
         if self._has_buffers:
             residency.adopt(present)
         residency.touch(present)
-        if self._length is not None and self._between_layers is Phase.VERIFY:
-            for expert, tokens in zip(event.experts, event.tokens, strict=True):
-                if first + expert not in resident:
-                    self._length.missed(tokens)
         wishes = self.forecast.layer_reached(event)
         if queue.prefetches and self.forecast.expires:
             queue.drop(first, first + self.config.experts)
