@@ -17,6 +17,10 @@ from spmoe.policy.recipe import Recipe
 from spmoe.state.keys import Shape
 
 
+_MANY = 1024
+"""Tokens of an expert with which the CPU's arithmetic decides its time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """Shape of the model, room on the GPU, and what the policy may reckon with.
@@ -75,12 +79,20 @@ def host_tokens(cost: CostModel) -> int:
 
 
 def configure(
-    recipe: Recipe, cost: CostModel, slots: int, gamma: int, context: int, cutoff: int | None = None
+    recipe: Recipe,
+    cost: CostModel,
+    slots: int,
+    gamma: int,
+    context: int,
+    cutoff: int | None = None,
+    cpu_experts: bool = True,
 ) -> tuple[SchedulerConfig, Cutoff | None]:
     """The configuration of a run, the same for every driver.
 
     `context` is the longest context expected, in tokens; `cutoff` overrides the analytical cutoff layer, which is
-    returned too where the recipe has use for one.  Raises InputError for numbers out of range.
+    returned too where the recipe has use for one.  Without `cpu_experts`, or where the hardware profile has no CPU,
+    recipes that can do without one do so.  Raises InputError for numbers out of range, and where a recipe that needs a
+    CPU finds none in the profile.
     """
     model = cost.geometry
     window = recipe.speculation.gamma(gamma) + 1
@@ -94,6 +106,9 @@ def configure(
         layer_ns=cost.layer_ns(window, context) + ceil(touched * cost.expert_ns(tokens)),
         host_tokens=host_tokens(cost) if "cpu" in recipe.needs else 0,
     )
+    if recipe.miss.uses_cpu and cpu_experts and cost.hardware.cpu is not None:
+        many = cost.host_expert_ns(_MANY)
+        pace = pace._replace(host_ns=cost.host_expert_ns(1), host_token_ns=-(-many // _MANY))
     reason = None
     if isinstance(recipe.horizon, CutoffLayer) and isinstance(recipe.predictor, DraftGate):
         reason = analytical_cutoff(

@@ -7,16 +7,18 @@ events is tabled in ``docs/contract.md``; any other order raises `IllegalEvent`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from enum import Enum
 from typing import NoReturn
 
 from spmoe.config import SchedulerConfig
 from spmoe.policy.admission import ByValue, InitialOnly
 from spmoe.policy.clairvoyant import Future
+from spmoe.policy.misses import CheaperOf, Fetch, HostCompute, Split
 from spmoe.policy.planner import Planner
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.registry import recipe as find_recipe
+from spmoe.policy.split import Absent, Late, split
 from spmoe.state.commands import Command, DraftAhead, LayerPlan, Load, Purpose, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,
@@ -93,7 +95,8 @@ class Scheduler:
         self._has_buffers = placement.buffers > 0
         self._demands, self._prefetches = self.queue.demands, self.queue.prefetches
         self._submitted, self._depth = self.queue.submitted, self.queue.depth
-        self._miss, self._fetch_only = recipe.miss, recipe.miss.fetch_only
+        miss = self._miss = recipe.miss
+        self._fetch_only = isinstance(miss, Fetch) or (isinstance(miss, Split) and not config.pace.host_ns)
         self._only_initial = isinstance(recipe.admission, InitialOnly)
         self._by_value = isinstance(recipe.admission, ByValue)
         self._gamma_limit = recipe.speculation.gamma(config.gamma)
@@ -122,6 +125,8 @@ class Scheduler:
         self._next_layer = 0
         self._on_host: set[int] = set()
         """Experts of the open layer that the CPU still computes."""
+        self._host_until = 0
+        """When it is through with them, if nothing delays it."""
         self._batches = 0
         self._handlers: dict[type[Event], Callable[..., Command | None]] = {
             RequestBegun: self._request_begun,
@@ -154,7 +159,9 @@ class Scheduler:
         reply = self._handlers[type(event)](event)
         self._time = event.time
         if self._looks_ahead:
-            self._wish(self.forecast.top_up(len(self.queue)), Purpose.PREFETCH)
+            wishes = self.forecast.top_up(event.time, len(self.queue), len(self._submitted))
+            if wishes:
+                self._wish(wishes, Purpose.PREFETCH)
         if (self._demands or self._prefetches) and len(self._submitted) < self._depth:
             commands: list[Command] = self._submissions()
             if reply is not None:
@@ -264,20 +271,35 @@ class Scheduler:
         ):
             self._refuse(event)
         first, layers, pace = self._lead_layer, self.config.layers, self.config.pace
-        if (
-            self._lead >= self._lead_limit
-            or not self._submitted
-            or not self.residency.pinned.isdisjoint(self.residency.resident)
-        ):
+        if self._lead >= self._lead_limit or not self.residency.pinned.isdisjoint(self.residency.resident):
             return None
         end = min(first + self.forecast.predicted_group, layers)
-        # The draft is not to be interrupted: it may go on where it is through before anything arrives.
-        loads = len(next(iter(self._submitted.values())).loads)
-        arrives = self._link_since + pace.latency_ns + loads * pace.transfer_ns
-        if event.time + pace.draft_ns * (end - first) // layers > arrives:
+        # The draft is not to be interrupted: it may go on where it is through before there is something to compute.
+        lands = self._next_landing()
+        if lands is None or event.time + pace.draft_ns * (end - first) // layers > lands:
             return None
         self._granted = DraftAhead(self._gamma + self._lead, first, end)
         return self._granted
+
+    def _next_landing(self) -> int | None:
+        """When the open layer can go on: a load of it has arrived, or the CPU is through with all of its own; None
+        where it waits for neither.  By what the policy may reckon with."""
+        if self._fetch_only:
+            return next(iter(self._arrivals()), (None, None))[1]
+        pinned = self.residency.pinned
+        lands = self._host_until if self._on_host else None
+        for key, arrives in self._arrivals():
+            if key in pinned:
+                return arrives if lands is None or arrives < lands else lands
+        return lands
+
+    def _arrivals(self) -> Iterator[tuple[int, int]]:
+        """The keys on the link and when they will be there, in order."""
+        pace, arrives = self.config.pace, self._link_since + self.config.pace.latency_ns
+        for submit in self._submitted.values():
+            arrives += len(submit.loads) * pace.transfer_ns
+            for load in submit.loads:
+                yield load.key, arrives
 
     def _lead_stands(self, event: LeadStands) -> None:
         if not (
@@ -304,7 +326,7 @@ class Scheduler:
         residency, queue = self.residency, self.queue
         resident, in_flight = residency.resident, residency.in_flight
         first = event.layer * self.config.experts
-        host = () if self._fetch_only else self._for_host(event)
+        host = () if self._fetch_only else self._split(event) if isinstance(self._miss, Split) else self._for_host(event)
         hits: list[int] = []
         late: list[int] = []
         misses: list[int] = []
@@ -342,6 +364,10 @@ class Scheduler:
             self._wish(wishes, Purpose.PREFETCH)
         self._phase = Phase.LAYER
         self._on_host.update(host)
+        if host:
+            pace = self.config.pace
+            tokens = dict(zip(event.experts, event.tokens, strict=True))
+            self._host_until = event.time + sum([pace.host_expert_ns(tokens[expert]) for expert in host])
         waves = bool(absent) and (self._by_value or not residency.holds(present))
         in_order = self._miss.in_order and not waves  # In waves a hit must not keep its slot until its turn comes.
         return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), host, in_order, waves)
@@ -351,12 +377,39 @@ class Scheduler:
         first, window = event.layer * self.config.experts, self._window
         # What passes through the slots that a fixed placement leaves is not cached, even while it is still there.
         there = self.residency.fixed if self._only_initial else self.residency.resident
+        assert isinstance(self._miss, HostCompute | CheaperOf)
         pace, on_host = self.config.pace, self._miss.on_host
         return tuple(
             expert
             for expert, tokens in zip(event.experts, event.tokens, strict=True)
             if first + expert not in there and on_host(tokens, window, pace)
         )
+
+    def _split(self, event: LayerReached) -> tuple[int, ...]:
+        """Those that it computes so that it and the link are through with the layer together."""
+        first, now, pace = event.layer * self.config.experts, event.time, self.config.pace
+        residency = self.residency
+        resident, in_flight = residency.resident, residency.in_flight
+        free = now + pace.latency_ns
+        arrivals = {}
+        for key, arrives in self._arrivals():
+            arrivals[key] = free = max(arrives, now)
+        absent, late = [], []
+        for expert, tokens in zip(event.experts, event.tokens, strict=True):
+            key = first + expert
+            if key in resident:
+                continue
+            host_ns = pace.host_expert_ns(tokens)
+            if key in in_flight:
+                late.append(Late(now - arrivals[key], host_ns, expert))
+            else:
+                absent.append(Absent(host_ns, self.forecast.soon(key), expert))
+        if not absent and not late:
+            return ()
+        absent.sort()
+        late.sort()
+        chosen = split(absent, late, free - now, pace.transfer_ns).host
+        return tuple([expert for expert in event.experts if expert in chosen])
 
     def _demand_rest_of_layer(self, layer: int) -> list[int]:
         """Demand all experts of a layer that are neither there nor on their way; returns those that were not yet."""
@@ -456,6 +509,8 @@ class Scheduler:
                 queue.take(key)
                 loads.append(load)
             if not loads:
+                if not demand and self.forecast.now_or_never:
+                    queue.clear()
                 break
             aligned = self.residency.align(loads) if len(loads) > 1 else tuple(loads)
             submit = Submit(self._batches, purpose, aligned)

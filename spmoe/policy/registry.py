@@ -17,6 +17,7 @@ from spmoe.policy.admission import ByValue, InitialOnly
 from spmoe.policy.clairvoyant import Clairvoyant, Farthest
 from spmoe.policy.foresight import Foresight, LatestExpected, RecentUse
 from spmoe.policy.horizon import CutoffLayer, NextLayer, Unlimited
+from spmoe.policy.misses import Split
 from spmoe.policy.peers import FRAMEWORKS, MIXTRAL_OFFLOADING, PEERS
 from spmoe.policy.placement import HindsightSet, LayerPools, PopularSet
 from spmoe.policy.planner import Batched
@@ -234,6 +235,7 @@ FORESIGHT_ROWS = (
         admission=ByValue(),
         eviction=LatestExpected(),
         io=Batched(),
+        miss=Split(),
         speculation=RunAhead(),
         fallback="spmoe.foresight.history",
     ),
