@@ -86,6 +86,7 @@ def replay(
     slots: int | None = None,
     gamma: int = 4,
     as_model: str | None = None,
+    cpu_experts: bool = True,
     cutoff: int | Literal["best"] | None = None,
     lossy: bool = False,
     jobs: int | None = 1,
@@ -99,7 +100,8 @@ def replay(
 
     `vram` (a size such as "18GiB", or bytes), `cache` (share of all experts) and `slots` (experts, all layers together)
     exclude each other; `gamma` is the number of drafted tokens; `as_model` names a published model of the same layers,
-    experts and top-k to take sizes and times from, in place of the trace's; `cutoff` the number of leading layers that
+    experts and top-k to take sizes and times from, in place of the trace's; `cpu_experts=False` keeps the CPU from
+    computing experts; `cutoff` the number of leading layers that
     SP-MoE prefetches for, "best" for that with the lowest TPOT, None for the analytical one.  `lossy` allows policies
     that change the model's output.  `log` takes the decision log of a single policy, `timeline` a Chrome trace of all.
     `jobs`: processes to spread the policies over (None for one per core), unless there is a log or a timeline to write;
@@ -113,7 +115,15 @@ def replay(
     if log is not None and len(chosen) > 1:
         raise InputError("log: expected a single policy, since a log holds the decisions of one run")
     prepared = Prepared(
-        trace, hardware=hardware, bits=bits, vram=vram, cache=cache, slots=slots, gamma=gamma, as_model=as_model
+        trace,
+        hardware=hardware,
+        bits=bits,
+        vram=vram,
+        cache=cache,
+        slots=slots,
+        gamma=gamma,
+        as_model=as_model,
+        cpu_experts=cpu_experts,
     )
     return prepared.replay(policies, cutoff, lossy, jobs, log, timeline, progress)
 
@@ -177,7 +187,14 @@ class Prepared:
             setting=setting,
             bound=fixed,
             results=tuple(
-                Result(one, outcomes[one.name].metrics, size, on_demand_ms, bounds[one.name].tpot_ms)
+                Result(
+                    one,
+                    outcomes[one.name].metrics,
+                    size,
+                    setting.cpu_experts,
+                    on_demand_ms,
+                    bounds[one.name].tpot_ms,
+                )
                 for one in applicable
             ),
             cutoffs={
@@ -259,7 +276,7 @@ def _warnings(recipes: Sequence[Recipe], setting: Setting, bounds: Mapping[str, 
     narrow = []
     for one in recipes:
         smallest = min(pool.slots for pool in one.placement.pools(setting.shape, setting.slots))
-        if smallest < bounds[one.name].widest and one.fetch_only:
+        if smallest < bounds[one.name].widest and one.fetches_only(setting.cpu_experts):
             narrow.append(f"{one.name} ({smallest} slots for up to {bounds[one.name].widest} experts)")
     if not narrow:
         return ()

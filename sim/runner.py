@@ -35,7 +35,15 @@ class Runner:
     def configure(self, recipe: Recipe, cutoff: int | None = None) -> tuple[SchedulerConfig, Cutoff | None]:
         """The configuration of a run in this setting; see `spmoe.config.configure`."""
         setting = self._setting
-        return configure(recipe, setting.cost, setting.slots, setting.gamma, setting.longest_request, cutoff)
+        return configure(
+            recipe,
+            setting.cost,
+            setting.slots,
+            setting.gamma,
+            setting.longest_request,
+            cutoff,
+            setting.cpu_experts,
+        )
 
     def run(self, recipe: Recipe, config: SchedulerConfig, observers: Sequence[Observer] = ()) -> Metrics:
         """Replay the trace under one policy."""

@@ -16,7 +16,6 @@ from spmoe.policy.prefetch import DraftGate
 from spmoe.policy.recipe import Recipe
 from spmoe.state.keys import Shape
 
-
 _MANY = 1024
 """Tokens of an expert with which the CPU's arithmetic decides its time."""
 

@@ -326,7 +326,7 @@ class Scheduler:
         residency, queue = self.residency, self.queue
         resident, in_flight = residency.resident, residency.in_flight
         first = event.layer * self.config.experts
-        host = () if self._fetch_only else self._split(event) if isinstance(self._miss, Split) else self._for_host(event)
+        host = () if self._fetch_only else self._for_host(event)
         hits: list[int] = []
         late: list[int] = []
         misses: list[int] = []
@@ -374,6 +374,8 @@ class Scheduler:
 
     def _for_host(self, event: LayerReached) -> tuple[int, ...]:
         """The experts of the layer that the CPU computes, in routing order."""
+        if isinstance(self._miss, Split):
+            return self._share(event)
         first, window = event.layer * self.config.experts, self._window
         # What passes through the slots that a fixed placement leaves is not cached, even while it is still there.
         there = self.residency.fixed if self._only_initial else self.residency.resident
@@ -385,7 +387,7 @@ class Scheduler:
             if first + expert not in there and on_host(tokens, window, pace)
         )
 
-    def _split(self, event: LayerReached) -> tuple[int, ...]:
+    def _share(self, event: LayerReached) -> tuple[int, ...]:
         """Those that it computes so that it and the link are through with the layer together."""
         first, now, pace = event.layer * self.config.experts, event.time, self.config.pace
         residency = self.residency
@@ -403,7 +405,7 @@ class Scheduler:
             if key in in_flight:
                 late.append(Late(now - arrivals[key], host_ns, expert))
             else:
-                absent.append(Absent(host_ns, self.forecast.soon(key), expert))
+                absent.append(Absent(host_ns, expert))
         if not absent and not late:
             return ()
         absent.sort()

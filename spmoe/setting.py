@@ -28,6 +28,7 @@ class Setting:
     """Model, machine and cache of a run.
 
     `slots` counts all layers together and is either given or what the memory leaves; `gamma` is the length asked for.
+    `cpu_experts`: the machine has a CPU whose speed is known, and it may compute experts.
     With `stands_in`, `geometry` and `draft` are not those of the trace's model, but of another of its shape.
     """
 
@@ -41,6 +42,7 @@ class Setting:
     slots_given: bool
     gamma: int
     longest_request: int
+    cpu_experts: bool
     stands_in: bool = False
 
     @property
@@ -84,6 +86,7 @@ class Setting:
             "slots": self.slots,
             "cache_share": self.slots / self.geometry.keys,
             "gamma": self.gamma,
+            "cpu_experts": self.cpu_experts,
         }
 
 
@@ -98,18 +101,23 @@ def resolve_setting(
     slots: int | None = None,
     gamma: int = 4,
     as_model: str | None = None,
+    cpu_experts: bool = True,
 ) -> Setting:
     """Resolve the options of a run; at most one of `vram`, `cache` and `slots` may be given.
 
     Without any, the machine's whole memory counts, less dense weights, draft, KV cache of the longest request and
     workspace.  `as_model` names a published model whose sizes, with those of its draft, take the place of the trace's:
-    its layers, experts and top-k have to be as many.  Raises InputError for unknown names and impossible numbers.
+    its layers, experts and top-k have to be as many.  `cpu_experts=False` keeps the CPU from computing experts.
+
+    Raises InputError for unknown names and impossible numbers.
     """
     _check_number("gamma", gamma, int)
     if not 0 <= gamma <= MAX_GAMMA:
         raise InputError(f"gamma: expected a number of drafted tokens, 0 to {MAX_GAMMA}, got {gamma}")
     if slots is not None:
         _check_number("slots", slots, int)
+    if not isinstance(cpu_experts, bool):
+        raise InputError(f"cpu_experts: expected True or False, got {cpu_experts!r}")
     if cache is not None:
         _check_number("cache", cache, int | float)
     if sum(option is not None for option in (vram, cache, slots)) > 1:
@@ -135,6 +143,7 @@ def resolve_setting(
         slots_given=cache is not None or slots is not None,
         gamma=gamma,
         longest_request=longest_request,
+        cpu_experts=cpu_experts and machine.cpu is not None,
         stands_in=as_model is not None,
     )
 

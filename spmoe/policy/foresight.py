@@ -122,9 +122,6 @@ class NextUses(Forecast):
         """Whether a prefetch of `key` may displace `victim`: only what is expected later than itself."""
         return bool(self.soonness[victim] < self.soonness[key])
 
-    def soon(self, key: int) -> int:
-        return int(self.soonness[key])
-
     def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
         self._begin(event.tokens)
         return NOTHING

@@ -13,12 +13,10 @@ from typing import NamedTuple
 
 
 class Absent(NamedTuple):
-    """A missing expert that is not on its way.  Sorts by how well it suits the CPU, the best first: by the time that
-    the CPU takes, and of equals those whose next use is expected latest, for what is fetched may stay."""
+    """A missing expert that is not on its way.  Sorts by how well it suits the CPU, the best first: those of few
+    tokens.  So fetched are those of many, which are more likely to be needed again."""
 
     host_ns: int
-    soonness: int
-    """The greater, the sooner it is needed again."""
     expert: int
 
 
@@ -31,7 +29,7 @@ class Late(NamedTuple):
     expert: int
 
 
-class Split(NamedTuple):
+class Shares(NamedTuple):
     """Who goes to the CPU, and when link and CPU are through (ns from now; 0 with nothing to do)."""
 
     host: tuple[int, ...]
@@ -44,7 +42,7 @@ class Split(NamedTuple):
         return max(self.link_ns, self.host_ns)
 
 
-def split(absent: Sequence[Absent], late: Sequence[Late], free_ns: int, load_ns: int) -> Split:
+def split(absent: Sequence[Absent], late: Sequence[Late], free_ns: int, load_ns: int) -> Shares:
     """The split that is over first, with the fewest experts on the CPU where several are.
 
     `absent` and `late` are in order; the link is free in `free_ns`, when all that is late is there, and takes `load_ns`
@@ -58,7 +56,7 @@ def split(absent: Sequence[Absent], late: Sequence[Late], free_ns: int, load_ns:
     ends += [-one.minus_arrives_ns for one in late]
     for one, link_ns in zip((*absent, *late, None), (*ends, 0), strict=True):
         if best is None or max(link_ns, host_ns) < best.over_ns:
-            best = Split(tuple(host), link_ns, host_ns)
+            best = Shares(tuple(host), link_ns, host_ns)
         if host_ns >= link_ns or one is None:
             break
         host.append(one.expert)

@@ -15,15 +15,21 @@ SCHEMA = "spmoe-result/1"
 class Result:
     """What a policy came to.
 
-    `on_demand_ms` is the TPOT of `on-demand.lru` in the same setting, `bound_ms` that of the bound of this policy's own
-    windows; None where they are not known.
+    `cpu` says whether the CPU could compute experts.  `on_demand_ms` is the TPOT of `on-demand.lru` in the same
+    setting, `bound_ms` that of the bound of this policy's own windows; None where they are not known.
     """
 
     recipe: Recipe
     metrics: Metrics
     expert_bytes: int
+    cpu: bool
     on_demand_ms: float | None = None
     bound_ms: float | None = None
+
+    @property
+    def fetch_only(self) -> bool:
+        """Whether copies over the link answered every miss, so that the bound holds for it."""
+        return self.recipe.fetches_only(self.cpu)
 
     @property
     def speedup(self) -> float | None:
@@ -41,7 +47,7 @@ class Result:
         loads = metrics.loads_per_token
         return {
             "policy": self.recipe.name,
-            "fetch_only": self.recipe.fetch_only,
+            "fetch_only": self.fetch_only,
             "lossless": self.recipe.lossless,
             "speculates": self.recipe.speculation.gamma(1) > 0,
             "tpot_ms": metrics.tpot_ms,

@@ -87,7 +87,3 @@ class Forecast:
         """More wishes, for those who know far ahead; asked after each event (at `time`), with `queued` loads in the
         queue and `submitted` batches on the link."""
         return NOTHING
-
-    def soon(self, key: int) -> int:
-        """How soon a key is expected to be needed again: the greater, the sooner."""
-        return 0
