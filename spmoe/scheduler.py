@@ -126,7 +126,7 @@ class Scheduler:
         self._on_host: set[int] = set()
         """Experts of the open layer that the CPU still computes."""
         self._host_until = 0
-        """When it is through with them, if nothing delays it."""
+        """When it is through with what it was given in a split, if nothing delays it."""
         self._batches = 0
         self._handlers: dict[type[Event], Callable[..., Command | None]] = {
             RequestBegun: self._request_begun,
@@ -364,10 +364,6 @@ class Scheduler:
             self._wish(wishes, Purpose.PREFETCH)
         self._phase = Phase.LAYER
         self._on_host.update(host)
-        if host:
-            pace = self.config.pace
-            tokens = dict(zip(event.experts, event.tokens, strict=True))
-            self._host_until = event.time + sum([pace.host_expert_ns(tokens[expert]) for expert in host])
         waves = bool(absent) and (self._by_value or not residency.holds(present))
         in_order = self._miss.in_order and not waves  # In waves a hit must not keep its slot until its turn comes.
         return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), host, in_order, waves)
@@ -390,28 +386,24 @@ class Scheduler:
     def _share(self, event: LayerReached) -> tuple[int, ...]:
         """Those that it computes so that it and the link are through with the layer together."""
         first, now, pace = event.layer * self.config.experts, event.time, self.config.pace
-        residency = self.residency
-        resident, in_flight = residency.resident, residency.in_flight
-        free = now + pace.latency_ns
-        arrivals = {}
+        resident = self.residency.resident
+        missing = [
+            (expert, pace.host_expert_ns(tokens))
+            for expert, tokens in zip(event.experts, event.tokens, strict=True)
+            if first + expert not in resident
+        ]
+        if not missing:
+            return ()
+        arrivals, free = {}, now + pace.latency_ns
         for key, arrives in self._arrivals():
             arrivals[key] = free = max(arrives, now)
-        absent, late = [], []
-        for expert, tokens in zip(event.experts, event.tokens, strict=True):
-            key = first + expert
-            if key in resident:
-                continue
-            host_ns = pace.host_expert_ns(tokens)
-            if key in in_flight:
-                late.append(Late(now - arrivals[key], host_ns, expert))
-            else:
-                absent.append(Absent(host_ns, expert))
-        if not absent and not late:
-            return ()
-        absent.sort()
-        late.sort()
-        chosen = split(absent, late, free - now, pace.transfer_ns).host
-        return tuple([expert for expert in event.experts if expert in chosen])
+        absent = sorted([Absent(ns, expert) for expert, ns in missing if first + expert not in arrivals])
+        late = sorted(
+            [Late(now - arrivals[first + expert], ns, expert) for expert, ns in missing if first + expert in arrivals]
+        )
+        on_host = split(absent, late, free - now, pace.transfer_ns).host
+        self._host_until = now + sum([ns for expert, ns in missing if expert in on_host])
+        return tuple([expert for expert, _ in missing if expert in on_host])
 
     def _demand_rest_of_layer(self, layer: int) -> list[int]:
         """Demand all experts of a layer that are neither there nor on their way; returns those that were not yet."""
