@@ -58,7 +58,10 @@ ORACLES = frozenset({"future", "hindsight"})
 PEERS = tuple(
     name
     for name, one in RECIPES.items()
-    if one.fetch_only and one.lossless and not one.needs & ORACLES and not name.startswith("spmoe.foresight")
+    if one.fetches_only(cpu=True)
+    and one.lossless
+    and not one.needs & ORACLES
+    and not name.startswith("spmoe.foresight")
 )
 BEST = 4
 """So many peers of a setting are run on all seeds."""

@@ -56,7 +56,7 @@ def _section(one: Recipe) -> Iterator[str]:
         yield f"- Needs: {needs(one)}."
     if one.fallback:
         yield f"- Fallback: `{one.fallback}`."
-    if not (one.lossless and one.fetch_only):
+    if not (one.lossless and one.fetches_only(cpu=True)):
         yield f"- Results: {standing(one)}."
 
 

@@ -60,6 +60,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help=f"whose figures the policy reckons with: {', '.join(hardware_names())}, or a profile",
     )
+    _add_cpu_experts(machine)
     machine.add_argument("--virtual-time", metavar="PROFILE", help="real tensors, the times of that machine's model")
 
     out = run.add_argument_group("output")
@@ -110,10 +111,17 @@ def _add_measure(measure: argparse.ArgumentParser) -> None:
     room = measure.add_mutually_exclusive_group()
     room.add_argument("--cache", type=float, metavar="FRACTION", help="share of all experts with slots (default 0.5)")
     room.add_argument("--slots", type=int, metavar="N", help="expert slots, all layers together")
+    _add_cpu_experts(measure)
     measure.add_argument("--tokens", type=_count, metavar="N", help="only the first N tokens of the trace")
     measure.add_argument("--logs", type=file, metavar="FOLDER", help="write the decision log of each policy's last run")
     measure.add_argument(
         "--repeats", type=_count, default=REPEATS, metavar="N", help=f"runs of each policy (default {REPEATS})"
+    )
+
+
+def _add_cpu_experts(command: argparse.ArgumentParser | _Group) -> None:
+    command.add_argument(
+        "--no-cpu-experts", dest="cpu_experts", action="store_false", help="keep the CPU from computing experts"
     )
 
 

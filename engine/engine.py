@@ -82,9 +82,10 @@ class Engine:
         `hardware` is the profile whose figures the policy reckons with.  On the CPU `link_gbps` slows copies down to a
         link of so many 10^9 bytes per second.  `virtual_time` names a profile: the run then decides as a simulation of
         that machine would.  `layer_map`: for each MoE layer the draft layer that matches it, where the two models
-        differ in depth.  `earlier` is a trace of an earlier run, for policies that learn from one.  `lossy` allows
-        policies that change the model's output.  `host_memory` is how many bytes of host memory may be taken (None:
-        what is available).  With `record`, notes are taken for `recorder`.
+        differ in depth.  `earlier` is a trace of an earlier run, for policies that learn from one.
+        `cpu_experts=False` keeps the CPU from computing experts.  `lossy` allows policies that change the model's
+        output.  `host_memory` is how many bytes of host memory may be taken (None: what is available).  With `record`,
+        notes are taken for `recorder`.
 
         Raises InputError, one line, for whatever is wrong with folders or options.
         """

@@ -37,11 +37,13 @@ Told = Callable[[str], Any]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many experts have slots, at most one of the two, and how many tokens a round drafts."""
+    """How many experts have slots, at most one of the two, how many tokens a round drafts, and whether the CPU may
+    compute experts."""
 
     cache: float | None = None
     slots: int | None = None
     gamma: int = 4
+    cpu_experts: bool = True
 
 
 class Chosen(NamedTuple):
@@ -97,7 +99,9 @@ class Measurement:
         setting = _resolve(trace, self._longest, study.bits, room, profile)
         self._skipped = chosen.skipped
         self._configs = {
-            one.name: configure(one, setting.cost, setting.slots, setting.gamma, self._longest)[0]
+            one.name: configure(
+                one, setting.cost, setting.slots, setting.gamma, self._longest, cpu_experts=setting.cpu_experts
+            )[0]
             for one in chosen.recipes
         }
         bench = study.subject.bench
@@ -178,6 +182,7 @@ def _resolve(trace: TraceInMemory, longest: int, bits: float, room: Room, hardwa
         cache=room.cache,
         slots=room.slots,
         gamma=room.gamma,
+        cpu_experts=room.cpu_experts,
     )
 
 

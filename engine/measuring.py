@@ -71,9 +71,8 @@ def measure(options: argparse.Namespace) -> None:
     pair, device = _pair(options, options.model or header.model.name, draft)
     trace = excerpt(file, options.tokens, pair.model, pair.draft_model)
     identity = TraceIdentity.of(source, trace.header.tokens)
-    room = Room(options.cache, options.slots, options.gamma)
-    if options.cache is options.slots is None:
-        room = Room(0.5, None, options.gamma)
+    cache = 0.5 if options.cache is options.slots is None else options.cache
+    room = Room(cache, options.slots, options.gamma, options.cpu_experts)
     chosen = choose(pair, trace, options.policy, room)
     logs = None if options.logs is None else _folder(options.logs)
     with json_output(options.out) as write, _telling_memory(device):

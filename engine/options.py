@@ -45,6 +45,7 @@ class Options:
     virtual_time: str | Hardware | None = None
     layer_map: Sequence[int] | None = None
     earlier: PathName | None = None
+    cpu_experts: bool = True
     lossy: bool = False
     host_memory: str | int | None = None
 

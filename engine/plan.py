@@ -20,6 +20,7 @@ from engine.loader import Blueprint, read_blueprint, read_shell
 from engine.options import CONTEXT, CPU_CACHE, GAMMA, Options
 from engine.pair import check_tokenizers, describe_draft, describe_target, find_tokenizer, require_folder
 from engine.store import require_memory
+from spmoe.applies import cpu_obstacle
 from spmoe.config import SchedulerConfig, configure
 from spmoe.errors import InputError
 from spmoe.machine.units import format_size
@@ -132,16 +133,17 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         hardware=hardware,
         bits=bits_of(dtype),
         gamma=0 if shell is None else GAMMA if options.gamma is None else options.gamma,
+        cpu_experts=options.cpu_experts,
         **_room(options, device),
     )
     least = recipe.placement.least(setting.shape)
     if setting.slots < least:
         raise InputError(f"policy {recipe.name}: needs at least {least} slots, and there are {setting.slots}")
-    if "cpu" in recipe.needs and hardware.cpu is None:
-        raise InputError(
-            f"policy {recipe.name}: needs the speed of the CPU, which hardware {hardware.name} does not tell"
-        )
-    config, _ = configure(recipe, setting.cost, setting.slots, setting.gamma, context, options.cutoff)
+    if (lacking := cpu_obstacle(recipe, setting)) is not None:
+        raise InputError(f"policy {recipe.name}: {lacking}")
+    config, _ = configure(
+        recipe, setting.cost, setting.slots, setting.gamma, context, options.cutoff, setting.cpu_experts
+    )
     return Plan(
         device=device,
         dtype=dtype,

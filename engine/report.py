@@ -119,7 +119,9 @@ def document(engine: Engine, comparison: Comparison | None = None) -> dict[str, 
     plan, metrics = engine.plan, engine.metrics()
     own = _bound(engine)
     virtual = plan.options.virtual_time is not None
-    result = Result(plan.recipe, metrics, plan.setting.budget.expert, None, own.tpot_ms if own and virtual else None)
+    setting = plan.setting
+    bound_ms = own.tpot_ms if own and virtual else None
+    result = Result(plan.recipe, metrics, setting.budget.expert, setting.cpu_experts, None, bound_ms)
     cutoff = {plan.recipe.name: plan.config.cutoff} if isinstance(plan.recipe.horizon, CutoffLayer) else {}
     return {
         "schema": SCHEMA,

@@ -197,7 +197,7 @@ def run_import(options: argparse.Namespace) -> None:
     print(f"{options.out}: {header.tokens:,} tokens of {model.name}; {header.source.how}")
 
 
-SETTING = ("hardware", "bits", "vram", "cache", "slots", "gamma", "gamma_max", "as_model")
+SETTING = ("hardware", "bits", "vram", "cache", "slots", "gamma", "gamma_max", "as_model", "cpu_experts")
 
 
 def _setting(options: argparse.Namespace) -> dict[str, Any]:

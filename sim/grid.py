@@ -33,6 +33,7 @@ IDENTITY = (
     "bits",
     "room",
     "gamma",
+    "cpu_experts",
     "policy",
     "cutoff_asked",
     "schema",
@@ -58,7 +59,8 @@ class Room(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What the cells of all policies share: a trace, a machine, a width, a cache size, a gamma."""
+    """What the cells of all policies share: a trace, a machine, whether its CPU may compute, a width, a cache size, a
+    gamma."""
 
     trace: Path
     digest: str
@@ -66,11 +68,18 @@ class Place:
     bits: float
     room: Room | None
     gamma: int
+    cpu_experts: bool
 
     def options(self) -> dict[str, Any]:
         """As `sim.replay` takes them."""
         room = {self.room.option: self.room.value} if self.room else {}
-        return {"hardware": self.hardware, "bits": self.bits, "gamma": self.gamma, **room}
+        return {
+            "hardware": self.hardware,
+            "bits": self.bits,
+            "gamma": self.gamma,
+            "cpu_experts": self.cpu_experts,
+            **room,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +132,14 @@ def grid(
     slots: int | Sequence[int] | None = None,
     gamma: int | Sequence[int] = 4,
     cutoff: Cutoff | Sequence[Cutoff] | None = None,
+    cpu_experts: bool = True,
     lossy: bool = False,
 ) -> tuple[Cell, ...]:
     """All cells, policies varying faster than gamma, gamma faster than the cache, and so on up to the trace.
 
     Every argument takes one value or several; the values are those of `sim.replay`.  A cutoff of "all" stands for every
     number of layers; policies without a cutoff layer have one cell, whatever the cutoffs.  "all" policies are those
-    that keep the model's output, with `lossy` the others too.  Reads all traces whole.
+    that keep the model's output, with `lossy` the others too.  `cpu_experts` is one value.  Reads all traces whole.
 
     Raises InputError for a value that is wrong wherever it is combined.  Where it is only some combinations that cannot
     be (more slots than one of the models has experts), these cells carry the reason as their `obstacle`.
@@ -138,7 +148,7 @@ def grid(
     sources = {Path(path): _Source.read(Path(path)) for path in _axis("traces", traces)}
     machines = [one if isinstance(one, Hardware) else load_hardware(one) for one in _axis("hardware", hardware)]
     places = [
-        Place(path, source.digest, machine, width, room, depth)
+        Place(path, source.digest, machine, width, room, depth, cpu_experts)
         for path, source in sources.items()
         for machine in dict.fromkeys(machines)
         for width in dict.fromkeys(map(parse_bits, _axis("bits", bits)))
@@ -265,6 +275,7 @@ def _columns(place: Place, setting: Setting | InputError, policy: str, asked: st
             "hardware_kind": place.hardware.kind,
             "bits": place.bits,
             "gamma": place.gamma,
+            "cpu_experts": place.cpu_experts and place.hardware.cpu is not None,
         }
     return {
         "trace": place.trace.name,

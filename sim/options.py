@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     foresee.add_argument("trace", metavar="TRACE")
     _add_setting(foresee)
     # Left out unless given, for a log has its own.
-    foresee.set_defaults(hardware=None, bits=None, gamma=None)
+    foresee.set_defaults(hardware=None, bits=None, gamma=None, cpu_experts=None)
     foresee.add_argument(
         "--log",
         metavar="FILE",
@@ -106,6 +106,7 @@ def _add_setting(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--as-model", metavar="NAME", help="take sizes and times from this model, of as many layers and experts"
     )
+    _add_cpu_experts(command)
 
 
 def _add_fidelity(command: argparse.ArgumentParser) -> None:
@@ -147,12 +148,19 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
         metavar="N|best|all",
         help="leading layers that policies with a cutoff layer prefetch for; all: every number (default: analytical)",
     )
+    _add_cpu_experts(command)
     _add_lossy(command)
     command.add_argument(
         "--out", required=True, type=file, metavar="FILE", help=".csv or .parquet; cells it has are not run again"
     )
     command.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
     command.add_argument("--dry-run", action="store_true", help="say how many cells there are, and run none")
+
+
+def _add_cpu_experts(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--no-cpu-experts", dest="cpu_experts", action="store_false", help="keep the CPU from computing experts"
+    )
 
 
 def _add_lossy(command: argparse.ArgumentParser) -> None:

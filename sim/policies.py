@@ -63,9 +63,11 @@ def needs(one: Recipe) -> str:
 def standing(one: Recipe) -> str:
     """Whether the output is the model's, and whether the bound holds."""
     output = "lossless" if one.lossless else "lossy (refused without --lossy)"
-    if one.lossless and one.fetch_only:
+    if one.lossless and one.fetches_only(cpu=True):
         return f"{output}, fetch-only"
-    why = "the CPU computes too" if not one.fetch_only else "fewer experts compute"
+    if one.lossless and "cpu" not in one.needs:
+        return f"{output}; fetch-only without a CPU; with one it computes too, so it may get below the bound"
+    why = "fewer experts compute" if one.fetches_only(cpu=True) else "the CPU computes too"
     return f"{output}; {why}, so it may get below the bound"
 
 

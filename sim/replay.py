@@ -88,6 +88,7 @@ def replay(
     gamma: int | None = None,
     gamma_max: int | None = None,
     as_model: str | None = None,
+    cpu_experts: bool = True,
     cutoff: int | Literal["best"] | None = None,
     lossy: bool = False,
     jobs: int | None = 1,
@@ -101,8 +102,9 @@ def replay(
 
     `vram` (a size such as "18GiB", or bytes), `cache` (share of all experts) and `slots` (experts, all layers together)
     exclude each other; `gamma` is the number of drafted tokens, and without it policies that choose the length draft up
-    to `gamma_max` (default 16), the others 4; `as_model` names a published model of the same layers,
-    experts and top-k to take sizes and times from, in place of the trace's; `cutoff` the number of leading layers that
+    to `gamma_max` (default 16), the others 4; `as_model` names a published model of the same layers, experts and top-k
+    to take sizes and times from, in place of the trace's; `cpu_experts=False` keeps the CPU from computing experts;
+    `cutoff` the number of leading layers that
     SP-MoE prefetches for, "best" for that with the lowest TPOT, None for the analytical one.  `lossy` allows policies
     that change the model's output.  `log` takes the decision log of a single policy, `timeline` a Chrome trace of all.
     `jobs`: processes to spread the policies over (None for one per core), unless there is a log or a timeline to write;
@@ -125,6 +127,7 @@ def replay(
         gamma=gamma,
         gamma_max=gamma_max,
         as_model=as_model,
+        cpu_experts=cpu_experts,
     )
     return prepared.replay(policies, cutoff, lossy, jobs, log, timeline, progress)
 
@@ -192,6 +195,7 @@ class Prepared:
                     one,
                     outcomes[one.name].metrics,
                     size,
+                    setting.cpu_experts,
                     on_demand_ms,
                     bounds[one.name].tpot_ms,
                     outcomes[one.name].lengths,
@@ -288,7 +292,7 @@ def _warnings(recipes: Sequence[Recipe], setting: Setting, bounds: Mapping[str, 
     narrow = []
     for one in recipes:
         smallest = min(pool.slots for pool in one.placement.pools(setting.shape, setting.slots))
-        if smallest < bounds[one.name].widest and one.fetch_only:
+        if smallest < bounds[one.name].widest and one.fetches_only(setting.cpu_experts):
             narrow.append(f"{one.name} ({smallest} slots for up to {bounds[one.name].widest} experts)")
     if not narrow:
         return ()

@@ -37,7 +37,14 @@ class Runner:
         """The configuration of a run in this setting; see `spmoe.config.configure`."""
         setting = self._setting
         return configure(
-            recipe, setting.cost, setting.slots, setting.gamma, setting.longest_request, cutoff, setting.gamma_max
+            recipe,
+            setting.cost,
+            setting.slots,
+            setting.gamma,
+            setting.longest_request,
+            cutoff,
+            setting.gamma_max,
+            setting.cpu_experts,
         )
 
     def run(self, recipe: Recipe, config: SchedulerConfig, observers: Sequence[Observer] = ()) -> Metrics:

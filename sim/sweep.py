@@ -51,16 +51,17 @@ def sweep(
     slots: int | Sequence[int] | None = None,
     gamma: int | Sequence[int] = 4,
     cutoff: Cutoff | Sequence[Cutoff] | None = None,
+    cpu_experts: bool = True,
     lossy: bool = False,
     out: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
 ) -> pd.DataFrame:
     """Replay every combination of the given values; each argument takes what `sim.replay` takes, or a sequence of it.
 
-    `cutoff` may be "all": every number of layers.  `lossy` allows policies that change the model's output.  `out` (.csv
-    or .parquet) takes the table; cells that it, or an interrupted sweep beside it, holds already are not run again.
-    `jobs`: processes, by default one per core; a script that uses more than one has to start under
-    `if __name__ == "__main__":`.
+    `cutoff` may be "all": every number of layers; `cpu_experts` holds for all cells.  `lossy` allows policies that
+    change the model's output.  `out` (.csv or .parquet) takes the table; cells that it, or an interrupted sweep beside
+    it, holds already are not run again.  `jobs`: processes, by default one per core; a script that uses more than one
+    has to start under `if __name__ == "__main__":`.
 
     Returns the table, a row per cell.  Where a policy does not apply, `skipped` says why.  Raises InputError, one line,
     for whatever is wrong with the arguments, before any work.
@@ -68,7 +69,7 @@ def sweep(
     import pandas as pd  # Slow to import, and the command line has no use for it.
 
     values: dict[str, Any] = {"bits": bits, "vram": vram, "cache": cache, "slots": slots, "gamma": gamma}
-    cells = grid(traces, policies, hardware, cutoff=cutoff, lossy=lossy, **values)
+    cells = grid(traces, policies, hardware, cutoff=cutoff, cpu_experts=cpu_experts, lossy=lossy, **values)
     rows = run_sweep(cells, out, jobs).rows
     return pd.DataFrame(rows, columns=columns(rows))
 

@@ -47,9 +47,19 @@ def obstacle(candidate: Recipe, header: Header, summary: TraceSummary, setting: 
         return f"needs {name} forecasts, which the trace does not have{hint}"
     if "popularity" in candidate.needs and summary.requests < 2:
         return "learns from other requests, and the trace has only one"
-    if "cpu" in candidate.needs and setting.hardware.cpu is None:
-        return f"needs the speed of the CPU, which hardware {setting.hardware.name} does not tell"
+    lacking_cpu = cpu_obstacle(candidate, setting)
+    if lacking_cpu is not None:
+        return lacking_cpu
     least = candidate.placement.least(setting.shape)
     if setting.slots < least:
         return f"needs at least {least} slots, and there are {setting.slots}"
     return None
+
+
+def cpu_obstacle(candidate: Recipe, setting: Setting) -> str | None:
+    """Why a policy that needs a CPU cannot have it; None where it can, or needs none."""
+    if "cpu" not in candidate.needs or setting.cpu_experts:
+        return None
+    if setting.hardware.cpu is None:
+        return f"needs the speed of the CPU, which hardware {setting.hardware.name} does not tell"
+    return "needs the CPU, and --no-cpu-experts (cpu_experts=False) turns it off"

@@ -16,6 +16,9 @@ from spmoe.policy.prefetch import DraftGate
 from spmoe.policy.recipe import Recipe
 from spmoe.state.keys import Shape
 
+_MANY = 1024
+"""Tokens of an expert with which the CPU's arithmetic decides its time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -84,12 +87,15 @@ def configure(
     context: int,
     cutoff: int | None = None,
     gamma_max: int | None = None,
+    cpu_experts: bool = True,
 ) -> tuple[SchedulerConfig, Cutoff | None]:
     """The configuration of a run, the same for every driver.
 
     `context` is the longest context expected, in tokens; `cutoff` overrides the analytical cutoff layer, which is
     returned too where the recipe has use for one.  With `gamma_max`, a recipe that can choose the length of its drafts
-    does so, up to that; else it is `gamma`.  Raises InputError for numbers out of range.
+    does so, up to that; else it is `gamma`.  Without `cpu_experts`, or where the hardware profile has no CPU, recipes
+    that can do without one do so.  Raises InputError for numbers out of range, and where a recipe that needs a CPU
+    finds none in the profile.
     """
     model = cost.geometry
     chooses = bool(gamma_max) and recipe.speculation.chooses
@@ -106,6 +112,9 @@ def configure(
         layer_ns=cost.layer_ns(window, context) + ceil(touched * cost.expert_ns(tokens)),
         host_tokens=host_tokens(cost) if "cpu" in recipe.needs else 0,
     )
+    if recipe.miss.uses_cpu and cpu_experts and cost.hardware.cpu is not None:
+        many = cost.host_expert_ns(_MANY)
+        pace = pace._replace(host_ns=cost.host_expert_ns(1), host_token_ns=-(-many // _MANY))
     reason = None
     if isinstance(recipe.horizon, CutoffLayer) and isinstance(recipe.predictor, DraftGate):
         reason = analytical_cutoff(

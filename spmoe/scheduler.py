@@ -7,7 +7,7 @@ events is tabled in ``docs/contract.md``; any other order raises `IllegalEvent`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from enum import Enum
 from typing import NoReturn
 
@@ -15,9 +15,11 @@ from spmoe.config import SchedulerConfig
 from spmoe.policy.admission import ByValue, InitialOnly
 from spmoe.policy.clairvoyant import Future
 from spmoe.policy.draft_length import Agreement, DraftLength
+from spmoe.policy.misses import CheaperOf, Fetch, HostCompute, Split
 from spmoe.policy.planner import Planner
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.registry import recipe as find_recipe
+from spmoe.policy.split import Absent, Late, split
 from spmoe.policy.use_rates import ONE
 from spmoe.state.commands import Command, DraftAhead, LayerPlan, Load, Purpose, Speculate, Submit, Verify
 from spmoe.state.events import (
@@ -95,7 +97,8 @@ class Scheduler:
         self._has_buffers = placement.buffers > 0
         self._demands, self._prefetches = self.queue.demands, self.queue.prefetches
         self._submitted, self._depth = self.queue.submitted, self.queue.depth
-        self._miss, self._fetch_only = recipe.miss, recipe.miss.fetch_only
+        miss = self._miss = recipe.miss
+        self._fetch_only = isinstance(miss, Fetch) or (isinstance(miss, Split) and not config.pace.host_ns)
         self._only_initial = isinstance(recipe.admission, InitialOnly)
         self._by_value = isinstance(recipe.admission, ByValue)
         self._gamma_limit = recipe.speculation.gamma(config.gamma)
@@ -138,6 +141,8 @@ class Scheduler:
         self._next_layer = 0
         self._on_host: set[int] = set()
         """Experts of the open layer that the CPU still computes."""
+        self._host_until = 0
+        """When it is through with what it was given in a split, if nothing delays it."""
         self._batches = 0
         self._handlers: dict[type[Event], Callable[..., Command | None]] = {
             RequestBegun: self._request_begun,
@@ -170,7 +175,9 @@ class Scheduler:
         reply = self._handlers[type(event)](event)
         self._time = event.time
         if self._looks_ahead:
-            self._wish(self.forecast.top_up(len(self.queue)), Purpose.PREFETCH)
+            wishes = self.forecast.top_up(event.time, len(self.queue), len(self._submitted))
+            if wishes:
+                self._wish(wishes, Purpose.PREFETCH)
         if (self._demands or self._prefetches) and len(self._submitted) < self._depth:
             commands: list[Command] = self._submissions()
             if reply is not None:
@@ -339,20 +346,35 @@ class Scheduler:
         ):
             self._refuse(event)
         first, layers, pace = self._lead_layer, self.config.layers, self.config.pace
-        if (
-            self._lead >= self._lead_limit
-            or not self._submitted
-            or not self.residency.pinned.isdisjoint(self.residency.resident)
-        ):
+        if self._lead >= self._lead_limit or not self.residency.pinned.isdisjoint(self.residency.resident):
             return None
         end = min(first + self._lead_piece, layers)
-        # The draft is not to be interrupted: it may go on where it is through before anything arrives.
-        loads = len(next(iter(self._submitted.values())).loads)
-        arrives = self._link_since + pace.latency_ns + loads * pace.transfer_ns
-        if event.time + pace.draft_ns * (end - first) // layers > arrives:
+        # The draft is not to be interrupted: it may go on where it is through before there is something to compute.
+        lands = self._next_landing()
+        if lands is None or event.time + pace.draft_ns * (end - first) // layers > lands:
             return None
         self._granted = DraftAhead(self._gamma + self._lead, first, end)
         return self._granted
+
+    def _next_landing(self) -> int | None:
+        """When the open layer can go on: a load of it has arrived, or the CPU is through with all of its own; None
+        where it waits for neither.  By what the policy may reckon with."""
+        if self._fetch_only:
+            return next(iter(self._arrivals()), (None, None))[1]
+        pinned = self.residency.pinned
+        lands = self._host_until if self._on_host else None
+        for key, arrives in self._arrivals():
+            if key in pinned:
+                return arrives if lands is None or arrives < lands else lands
+        return lands
+
+    def _arrivals(self) -> Iterator[tuple[int, int]]:
+        """The keys on the link and when they will be there, in order."""
+        pace, arrives = self.config.pace, self._link_since + self.config.pace.latency_ns
+        for submit in self._submitted.values():
+            arrives += len(submit.loads) * pace.transfer_ns
+            for load in submit.loads:
+                yield load.key, arrives
 
     def _lead_stands(self, event: LeadStands) -> None:
         if not (
@@ -423,15 +445,40 @@ class Scheduler:
 
     def _for_host(self, event: LayerReached) -> tuple[int, ...]:
         """The experts of the layer that the CPU computes, in routing order."""
+        if isinstance(self._miss, Split):
+            return self._share(event)
         first, window = event.layer * self.config.experts, self._window
         # What passes through the slots that a fixed placement leaves is not cached, even while it is still there.
         there = self.residency.fixed if self._only_initial else self.residency.resident
+        assert isinstance(self._miss, HostCompute | CheaperOf)
         pace, on_host = self.config.pace, self._miss.on_host
         return tuple(
             expert
             for expert, tokens in zip(event.experts, event.tokens, strict=True)
             if first + expert not in there and on_host(tokens, window, pace)
         )
+
+    def _share(self, event: LayerReached) -> tuple[int, ...]:
+        """Those that it computes so that it and the link are through with the layer together."""
+        first, now, pace = event.layer * self.config.experts, event.time, self.config.pace
+        resident = self.residency.resident
+        missing = [
+            (expert, pace.host_expert_ns(tokens))
+            for expert, tokens in zip(event.experts, event.tokens, strict=True)
+            if first + expert not in resident
+        ]
+        if not missing:
+            return ()
+        arrivals, free = {}, now + pace.latency_ns
+        for key, arrives in self._arrivals():
+            arrivals[key] = free = max(arrives, now)
+        absent = sorted([Absent(ns, expert) for expert, ns in missing if first + expert not in arrivals])
+        late = sorted(
+            [Late(now - arrivals[first + expert], ns, expert) for expert, ns in missing if first + expert in arrivals]
+        )
+        on_host = split(absent, late, free - now, pace.transfer_ns).host
+        self._host_until = now + sum([ns for expert, ns in missing if expert in on_host])
+        return tuple([expert for expert, _ in missing if expert in on_host])
 
     def _demand_rest_of_layer(self, layer: int) -> list[int]:
         """Demand all experts of a layer that are neither there nor on their way; returns those that were not yet."""
@@ -533,6 +580,8 @@ class Scheduler:
                 queue.take(key)
                 loads.append(load)
             if not loads:
+                if not demand and self.forecast.now_or_never:
+                    queue.clear()
                 break
             aligned = self.residency.align(loads) if len(loads) > 1 else tuple(loads)
             submit = Submit(self._batches, purpose, aligned)

@@ -35,6 +35,7 @@ class Setting:
 
     `slots` counts all layers together and is either given or what the memory leaves; `gamma` is the length of drafts,
     and `gamma_max` the longest that recipes may draft which choose it themselves (None: they may not).
+    `cpu_experts`: the machine has a CPU whose speed is known, and it may compute experts.
     With `stands_in`, `geometry` and `draft` are not those of the trace's model, but of another of its shape.
     """
 
@@ -48,7 +49,8 @@ class Setting:
     slots_given: bool
     gamma: int
     longest_request: int
-    gamma_max: int | None = None
+    gamma_max: int | None
+    cpu_experts: bool
     stands_in: bool = False
 
     @property
@@ -93,6 +95,7 @@ class Setting:
             "cache_share": self.slots / self.geometry.keys,
             "gamma": self.gamma,
             "gamma_max": self.gamma_max,
+            "cpu_experts": self.cpu_experts,
         }
 
 
@@ -108,6 +111,7 @@ def resolve_setting(
     gamma: int | None = None,
     gamma_max: int | None = None,
     as_model: str | None = None,
+    cpu_experts: bool = True,
 ) -> Setting:
     """Resolve the options of a run; at most one of `vram`, `cache` and `slots` may be given.
 
@@ -116,7 +120,9 @@ def resolve_setting(
 
     Without any, the machine's whole memory counts, less dense weights, draft, KV cache of the longest request and
     workspace.  `as_model` names a published model whose sizes, with those of its draft, take the place of the trace's:
-    its layers, experts and top-k have to be as many.  Raises InputError for unknown names and impossible numbers.
+    its layers, experts and top-k have to be as many.  `cpu_experts=False` keeps the CPU from computing experts.
+
+    Raises InputError for unknown names and impossible numbers.
     """
     for name, length in (("gamma", gamma), ("gamma_max", gamma_max)):
         if length is not None:
@@ -127,6 +133,8 @@ def resolve_setting(
         raise InputError("expected only one of gamma and gamma_max: a given length leaves nothing to choose")
     if slots is not None:
         _check_number("slots", slots, int)
+    if not isinstance(cpu_experts, bool):
+        raise InputError(f"cpu_experts: expected True or False, got {cpu_experts!r}")
     if cache is not None:
         _check_number("cache", cache, int | float)
     if sum(option is not None for option in (vram, cache, slots)) > 1:
@@ -153,6 +161,7 @@ def resolve_setting(
         gamma=GAMMA if gamma is None else gamma,
         longest_request=longest_request,
         gamma_max=None if gamma is not None else LONGEST if gamma_max is None else gamma_max,
+        cpu_experts=cpu_experts and machine.cpu is not None,
         stands_in=as_model is not None,
     )
 

@@ -50,7 +50,7 @@ def test_the_contract_tables_every(heading: str, kinds: tuple[type, ...]) -> Non
 def test_the_page_of_formats_names_every_field_of_a_result() -> None:
     text = (DOCS / "formats.md").read_text(encoding="utf-8")
     said = text[text.index("\nOf each policy:") : text.index("`spmoe-cutoff/1`")]
-    fields = Result(recipe("on-demand.lru"), MetricsFold(1).result(), 1).to_json()
+    fields = Result(recipe("on-demand.lru"), MetricsFold(1).result(), 1, True).to_json()
     assert fields.keys() <= set(re.findall(r"`(\w+)`", said))
 
 

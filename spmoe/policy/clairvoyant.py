@@ -141,7 +141,7 @@ class FutureForecast(Forecast, VictimOrder):
         self._stuck = False
         return ()
 
-    def top_up(self, queued: int) -> Iterable[Wish]:
+    def top_up(self, time: int, queued: int, submitted: int) -> Iterable[Wish]:
         wishes: list[Wish] = []
         while self._wanted and queued + len(wishes) < QUEUED:
             visit, key = heappop(self._wanted)

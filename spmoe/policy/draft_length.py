@@ -6,8 +6,8 @@ n drafted tokens, of which the first i stand with probability P(i), is worth
     λ * (P(1) + ... + P(n)) - (W(n + 1) - W(1)) - draft * n
 
 where W(k) is how long a pass over k tokens waits for experts, and `draft` what a token takes to draft (less than the
-draft's time, where that was drafted in the pass before, while that waited).  With λ the time per token of the best lengths
-this is Dinkelbach's rule for the best ratio of time to tokens: a length is worth it if and only if it lowers λ.
+draft's time, where that was drafted in the pass before, while that waited).  With λ the time per token of the best
+lengths this is Dinkelbach's rule for the best ratio of time to tokens: a length is worth it if and only if it lowers λ.
 
 W grows ever more slowly, for tokens share experts: two may lose where eight win.  So it does not do to look at the next
 token alone, and the draft's confidence in those behind it is not known yet.  It is reckoned backwards instead, from the

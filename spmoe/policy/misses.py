@@ -23,12 +23,8 @@ class Fetch:
     whole_layer: bool = False
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    fetch_only: ClassVar[bool] = True
-    """Nothing but copies over the link answers a miss."""
-
-    def on_host(self, tokens: int, window: int, pace: Pace) -> bool:
-        """Never."""
-        return False
+    uses_cpu: ClassVar[bool] = False
+    """Whether the CPU computes experts, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,7 @@ class HostCompute:
     """The CPU computes what is missing; in a pass of `LARGE_BATCH` tokens or more (a prompt) it is fetched."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cpu"})
-    fetch_only: ClassVar[bool] = False
+    uses_cpu: ClassVar[bool] = True
     in_order: ClassVar[bool] = False
     whole_layer: ClassVar[bool] = False
 
@@ -50,7 +46,7 @@ class CheaperOf:
     """The CPU computes a missing expert where that takes less time than fetching it (Fiddler, arXiv 2402.07033)."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cpu"})
-    fetch_only: ClassVar[bool] = False
+    uses_cpu: ClassVar[bool] = True
     in_order: ClassVar[bool] = False
     whole_layer: ClassVar[bool] = False
 
@@ -59,4 +55,17 @@ class CheaperOf:
         return tokens <= pace.host_tokens
 
 
-MissAction = Fetch | HostCompute | CheaperOf
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The CPU computes some of the missing experts and the link fetches the others, so that both finish together.
+
+    Without a CPU all are fetched.  Which go where is told by `spmoe.policy.split`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    uses_cpu: ClassVar[bool] = True
+    in_order: ClassVar[bool] = False
+    whole_layer: ClassVar[bool] = False
+
+
+MissAction = Fetch | HostCompute | CheaperOf | Split

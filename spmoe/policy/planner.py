@@ -33,11 +33,19 @@ class Pace(NamedTuple):
     """One MoE layer of the verifier with a full window, all experts resident."""
     host_tokens: int = 0
     """For so many tokens or fewer the CPU computes an expert in less time than a load takes; 0 where it never does."""
+    host_ns: int = 0
+    """One expert on the CPU for one token; 0 where it computes none."""
+    host_token_ns: int = 0
+    """Each token of an expert takes the CPU at least as long."""
 
     @property
     def load_ns(self) -> int:
         """One expert alone in a submission."""
         return self.latency_ns + self.transfer_ns
+
+    def host_expert_ns(self, tokens: int) -> int:
+        """One expert on the CPU for so many tokens."""
+        return max(self.host_ns, tokens * self.host_token_ns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,10 +99,10 @@ class Recipe:
         """What drivers have to tell it of routers."""
         return Told("next_gate" in self.needs, "gates" in self.needs, self.gate)
 
-    @property
-    def fetch_only(self) -> bool:
-        """Whether copies over the link answer every miss, so that the bound of its windows holds for it."""
-        return self.miss.fetch_only
+    def fetches_only(self, cpu: bool) -> bool:
+        """Whether copies over the link answer every miss, so that the bound of its windows holds; `cpu` says whether
+        the CPU may compute."""
+        return not (cpu and self.miss.uses_cpu)
 
     @property
     def lossless(self) -> bool:

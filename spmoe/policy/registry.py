@@ -17,6 +17,7 @@ from spmoe.policy.admission import ByValue, InitialOnly
 from spmoe.policy.clairvoyant import Clairvoyant, Farthest
 from spmoe.policy.foresight import Foresight, LatestExpected, RecentUse
 from spmoe.policy.horizon import CutoffLayer, NextLayer, Unlimited
+from spmoe.policy.misses import Split
 from spmoe.policy.peers import FRAMEWORKS, MIXTRAL_OFFLOADING, PEERS
 from spmoe.policy.placement import HindsightSet, LayerPools, PopularSet
 from spmoe.policy.planner import Batched
@@ -214,6 +215,18 @@ FORESIGHT_ROWS = (
         fallback="spmoe.foresight.history",
     ),
     Recipe(
+        name="spmoe.foresight.split",
+        summary="as spmoe.foresight.eviction; link and CPU share the misses, and an idle link fetches for later",
+        source="ours (docs/foresight.md)",
+        differs="without a CPU it is spmoe.foresight.prefetch",
+        predictor=ForesightAhead(),
+        admission=ByValue(),
+        eviction=LatestExpected(),
+        io=Batched(),
+        miss=Split(),
+        fallback="spmoe.foresight.history",
+    ),
+    Recipe(
         name="spmoe.foresight.run-ahead",
         summary="as spmoe.foresight.eviction; while the link is awaited, the draft goes on past the window",
         source="ours (docs/foresight.md)",
@@ -227,13 +240,14 @@ FORESIGHT_ROWS = (
     ),
     Recipe(
         name="spmoe.foresight",
-        summary="step-aware eviction, prefetches that are worth the link's time, and drafts past the window",
+        summary="step-aware eviction, link and CPU share the misses, loads for later, and drafts past the window",
         source="ours (docs/foresight.md)",
-        differs="the engine does not run ahead: there it is spmoe.foresight.prefetch",
+        differs="the engine does not run ahead: there it is spmoe.foresight.split",
         predictor=ForesightAhead(),
         admission=ByValue(),
         eviction=LatestExpected(),
         io=Batched(),
+        miss=Split(),
         speculation=WorthDrafting(),
         fallback="spmoe.foresight.history",
     ),

@@ -46,7 +46,7 @@ class RunAhead(FixedGamma):
 
     It reads the window's last token, and then those of the next window, the last included.  What it says of them tells
     who should stay; when the window stands, and the target's token is the one that the draft went on with, they are
-    the next window's.  Otherwise they are dropped.  The draft goes on by `piece` layers at a time, each of which is over
+    the next window's.  Otherwise they are dropped.  The draft goes on by `piece` layers at a time, which are over
     before anything arrives.
     """
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spmoe.policy.background import BackgroundLoads
 from spmoe.policy.foresight import ExpectedOrder, Foresight, NextUses
 from spmoe.policy.planner import Pace
 from spmoe.policy.prefetch import Scope
@@ -42,7 +43,10 @@ class ForesightAhead(Foresight):
 
     def forecast(self, scope: Scope, future: Future | None) -> Forecast:
         """A forecast fed by `DraftPredicted` and `LayerReached`."""
-        forecast = WorthwhileLoads(Shape(scope.layers, scope.experts, scope.top_k), scope.pace)
+        shape = Shape(scope.layers, scope.experts, scope.top_k)
+        # A link that nobody waits for has other work to do.
+        kind = BackgroundLoads if scope.pace.host_ns else WorthwhileLoads
+        forecast = kind(shape, scope.pace)
         forecast.predicted_layers, forecast.predicted_group = scope.layers, self.group
         return forecast
 
@@ -87,7 +91,7 @@ class WorthwhileLoads(NextUses):
         self._next_layer = event.layer + 1
         return super().layer_reached(event)
 
-    def top_up(self, queued: int) -> Iterable[Wish]:
+    def top_up(self, time: int, queued: int, submitted: int) -> Iterable[Wish]:
         if queued or not self._may_find:
             return NOTHING
         if self._heard:

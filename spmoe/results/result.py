@@ -16,16 +16,23 @@ SCHEMA = "spmoe-result/1"
 class Result:
     """What a policy came to.
 
-    `on_demand_ms` is the TPOT of `on-demand.lru` in the same setting, `bound_ms` that of the bound of this policy's own
-    windows; None where they are not known.  `lengths` is how many tokens its steps drafted, where it has chosen that.
+    `cpu` says whether the CPU could compute experts.  `on_demand_ms` is the TPOT of `on-demand.lru` in the same
+    setting, `bound_ms` that of the bound of this policy's own windows; None where they are not known.  `lengths` is how
+    many tokens its steps drafted, where it has chosen that.
     """
 
     recipe: Recipe
     metrics: Metrics
     expert_bytes: int
+    cpu: bool
     on_demand_ms: float | None = None
     bound_ms: float | None = None
     lengths: Sequence[int] | None = None
+
+    @property
+    def fetch_only(self) -> bool:
+        """Whether copies over the link answered every miss, so that the bound holds for it."""
+        return self.recipe.fetches_only(self.cpu)
 
     @property
     def speedup(self) -> float | None:
@@ -43,7 +50,7 @@ class Result:
         loads = metrics.loads_per_token
         return {
             "policy": self.recipe.name,
-            "fetch_only": self.recipe.fetch_only,
+            "fetch_only": self.fetch_only,
             "lossless": self.recipe.lossless,
             "speculates": self.recipe.speculation.gamma(1) > 0,
             "drafted_per_step": sum(self.lengths) / len(self.lengths) if self.lengths else None,

@@ -26,6 +26,7 @@ from spmoe.trace.schema import DraftShape, ModelShape
 FORMAT: Final = "spmoe-run"
 VERSION: Final = 1
 _MODEL: Final = ("layers", "experts", "top_k", "expert_params")
+_REQUIRED: Final = Pace._fields[: -len(Pace._field_defaults)]
 _DRAFT: Final = ("params", "active_params", "kv_bytes_per_token")
 
 
@@ -215,7 +216,8 @@ def _measured(fields: Fields) -> Measured:
 
 def _scheduler(fields: Fields) -> SchedulerConfig:
     pace = fields.section("pace")
-    paced = Pace(**{name: pace.whole(name, zero=True) for name in Pace._fields})
+    # What was not known yet when the file was written is not in it.
+    paced = Pace(**{name: pace.whole(name, zero=True) for name in Pace._fields if name in _REQUIRED or name in pace})
     pace.done()
     names = ("layers", "experts", "top_k", "slots", "gamma", "cutoff", "depth")
     counts = {name: fields.whole(name, zero=True) for name in names}

@@ -45,6 +45,9 @@ class Forecast:
     looks_ahead = False
     """Whether `top_up` ever has a wish."""
 
+    now_or_never = False
+    """Whether a wish that nobody may leave for is dropped instead of kept in the queue."""
+
     predicted_layers = 0
     """For how many leading layers the draft should report forecasts."""
 
@@ -87,6 +90,7 @@ class Forecast:
         """The current layer has computed."""
         return NOTHING
 
-    def top_up(self, queued: int) -> Iterable[Wish]:
-        """More wishes, for those who know far ahead; asked after each event, with `queued` loads in the queue."""
+    def top_up(self, time: int, queued: int, submitted: int) -> Iterable[Wish]:
+        """More wishes, for those who know far ahead; asked after each event (at `time`), with `queued` loads in the
+        queue and `submitted` batches on the link."""
         return NOTHING

@@ -162,6 +162,12 @@ class ContractChecker:
         flying = frozenset(self.in_flight)
         retry = self.submitted[event.batch] if isinstance(event, BatchFailed) else None
         self._follow(event)
+        for command in commands:
+            if isinstance(command, LayerPlan):
+                # What the CPU computes is no need of the link: its weights may travel all the same, as a prefetch.
+                self.on_host = set(self.keys(command.layer, command.host))
+        for key in self.on_host & self.left.keys():
+            del self.left[key]
         replies: list[Reply] = []
         for command in commands:
             if not isinstance(command, Submit):
@@ -319,7 +325,7 @@ class ContractChecker:
                 assert reply is None
 
     def _check_lead(self, reply: DraftAhead) -> None:
-        assert self.submitted, "the draft goes on only while the link is awaited"
+        assert self.submitted or self.on_host, "the draft goes on only while link or CPU are awaited"
         assert not self.ready or not self.waves, "something could compute"
         assert (reply.token, reply.first) == (self.speculate.gamma + self.lead, self._lead_layer), "one after the other"
         assert reply.first < reply.until <= self.config.layers
@@ -337,8 +343,5 @@ class ContractChecker:
         assert {expert for expert in event.experts if first + expert in flying} <= set(plan.late)
         assert set(plan.host) <= {*plan.late, *plan.misses}
         assert list(plan.host) == sorted(plan.host, key=rank), "in routing order"
-        self.on_host = set(self.keys(event.layer, plan.host))
-        for key in self.on_host:
-            del self.left[key]
         assert plan.waves or len(self.left) <= self.config.slots
         assert not (plan.waves and plan.in_order)

@@ -99,6 +99,7 @@ def simulated(run: Run, folder: Path) -> tuple[str, dict[str, Any]]:
         slots=setting.slots,
         gamma=setting.gamma,
         cutoff=plan.options.cutoff,
+        cpu_experts=setting.cpu_experts,
         lossy=True,
         log=log,
     )

@@ -322,3 +322,16 @@ def test_the_page_tables_the_policies_that_need_an_earlier_run() -> None:
     table = page[page.index("## Policies that need") : page.index("## Fallbacks")]
     named = {name for row in re.findall(r"^\| (`.*?`) \|", table, re.M) for name in re.findall(r"`(.*?)`", row)}
     assert named == {each.name for each in RECIPES.values() if each.needs & {"popularity", "hindsight", "future"}}
+
+
+def test_without_experts_on_the_cpu(pair: list[str], tmp_path: Path, capsys: Out) -> None:
+    stats = tmp_path / "stats.json"
+    command = ["run", *pair, "--prompt", "One", "--max-new-tokens", "6", "--no-cpu-experts"]
+    assert main([*command, "--policy", "spmoe.foresight.split", "--stats", str(stats)]) == 0
+    (row,) = json.loads(stats.read_text("utf-8"))["results"]
+    assert row["fetch_only"] and not row["host_per_token"]
+    capsys.readouterr()
+    assert main([*command, "--policy", "fiddler.spec"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "fiddler.spec: needs the CPU, and --no-cpu-experts (cpu_experts=False) turns it off" in said

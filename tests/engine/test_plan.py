@@ -148,3 +148,15 @@ def test_plans_read_no_weights(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Checkpoint, "slices", refuse)
     assert all(each.device.type == "meta" for each in plan_of(pair).blueprint.shell.parameters())
+
+
+def test_the_cpu_may_be_kept_from_computing(pair: Pair) -> None:
+    assert plan_of(pair, policy="spmoe.foresight.split").config.pace.host_ns > 0
+    plan = plan_of(pair, policy="spmoe.foresight.split", cpu_experts=False)
+    assert plan.config.pace.host_ns == 0 and not plan.setting.cpu_experts
+    with pytest.raises(
+        InputError, match=r"fiddler: needs the CPU, and --no-cpu-experts \(cpu_experts=False\) turns it"
+    ):
+        plan_of(pair, policy="fiddler", cpu_experts=False)
+    with pytest.raises(InputError, match="cpu_experts: expected True or False, got 1"):
+        plan_of(pair, cpu_experts=1)

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
+from spmoe.log import verify_log  # noqa: E402
 from spmoe.machine.hardware import Hardware  # noqa: E402
 from spmoe.policy.recipe import Recipe  # noqa: E402
 from spmoe.policy.registry import RECIPES  # noqa: E402
@@ -94,6 +96,24 @@ def test_every_recipe(tmp_path: Path, pairs: Pairs, setup: Setup) -> None:
         check(found, tmp_path)
     else:
         assert found.log == simulated_natively(found)
+
+
+@pytest.mark.parametrize("cpu_experts", [True, False])
+def test_misses_between_link_and_cpu(tmp_path: Path, pairs: Pairs, cpu_experts: bool) -> None:
+    # A CPU on which an expert takes about as long as on the link.
+    assert SLOW.cpu is not None
+    machine = replace(SLOW, cpu=replace(SLOW.cpu, bandwidth=4 * 10**7))
+    options = {"policy": "spmoe.foresight.split", "slots": 6, "gamma": 3, "cpu_experts": cpu_experts}
+    found = run(pairs.of("mixtral"), REQUESTS, machine, sampling=ENDLESS, **options)
+    check(found, tmp_path)
+    plans = [line for line in found.lines if line.get("command") == "LayerPlan"]
+    fetched = sum(len(plan["late"]) + len(plan["misses"]) - len(plan["host"]) for plan in plans)
+    assert fetched > 0
+    assert bool(found.events("HostComputed")) is cpu_experts
+    assert found.document["results"][0]["fetch_only"] is not cpu_experts
+    assert found.document["config"]["cpu_experts"] is cpu_experts
+    (tmp_path / "run.log").write_text(found.log)
+    assert verify_log(tmp_path / "run.log").recipe == "spmoe.foresight.split"
 
 
 @pytest.mark.parametrize("gamma", range(7))

@@ -19,7 +19,7 @@ from tests.engine.tiny import FAMILIES, tokens
 pytestmark = pytest.mark.usefixtures("no_network")
 
 FEW = 3
-ON_CPU = ("llamacpp.cpu-moe", "llamacpp.n-cpu-moe", "fiddler", "fiddler.spec", "moe-spac")
+ON_CPU = ("llamacpp.cpu-moe", "llamacpp.n-cpu-moe", "fiddler", "fiddler.spec", "moe-spac", "spmoe.foresight.split")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,8 @@ def test_bits_do_not_depend_on_when_experts_arrive(pairs: Pairs, policy: str, fa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
-    ("policy", "family"), [*zip(ON_CPU, ("gpt-oss", "mixtral", "olmoe", "glm4-moe", "granite-moe"), strict=True)]
+    ("policy", "family"),
+    [*zip(ON_CPU, ("gpt-oss", "mixtral", "olmoe", "glm4-moe", "granite-moe", "mixtral"), strict=True)],
 )
 def test_experts_on_the_cpu_are_exact(pairs: Pairs, policy: str, family: str, dtype: torch.dtype) -> None:
     case = Case(RECIPES[policy], family, 0, "noisy", 4, 0.3, 11, 24, False)

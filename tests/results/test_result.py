@@ -13,7 +13,7 @@ SOME: Metrics = replace(NOTHING, tokens=4, decode_ns=8_000_000, loads=6)
 
 
 def test_ratios() -> None:
-    result = Result(recipe("next-gate"), SOME, expert_bytes=100, on_demand_ms=3.0, bound_ms=1.0)
+    result = Result(recipe("next-gate"), SOME, expert_bytes=100, cpu=True, on_demand_ms=3.0, bound_ms=1.0)
     assert result.metrics.tpot_ms == 2
     assert result.speedup == 1.5
     assert result.vs_bound == 2
@@ -23,7 +23,7 @@ def test_ratios() -> None:
 
 
 def test_what_is_not_known_is_null() -> None:
-    found = Result(recipe("next-gate"), NOTHING, expert_bytes=100).to_json()
+    found = Result(recipe("next-gate"), NOTHING, expert_bytes=100, cpu=True).to_json()
     counted = {"tokens", "steps", "needs", "loads", "events"}
     assert all(found[name] == 0 for name in counted)
     named = {"policy", "fetch_only", "lossless", "speculates"}

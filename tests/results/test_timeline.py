@@ -65,9 +65,9 @@ def test_a_replay(prefills: bool, tmp_path: Path) -> None:
         assert all(before[1] == after[0] for before, after in pairwise(model))
         assert model[-1][1] == metrics.decode_ns + metrics.prefill_ns
         if not prefills:
-            if result.recipe.fetch_only:
+            if result.fetch_only:
                 assert total(rows["GPU"]) == metrics.compute_ns
-            if result.recipe.fetch_only:
+            if result.fetch_only:
                 assert total(rows["wait"]) == metrics.stall_ns
             assert total(rows["CPU"]) >= metrics.host_busy_ns
             over = metrics.decode_ns  # Prefetches may still arrive after the last token.

@@ -84,6 +84,10 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
             ["--slots", "2", "--policy", "spmoe.per-layer"],
             ["spmoe.per-layer", "at least 3 slots", "are 2"],
         ),
+        (
+            ["--no-cpu-experts", "--policy", "llamacpp.cpu-moe"],
+            ["llamacpp.cpu-moe: needs the CPU, and --no-cpu-experts (cpu_experts=False) turns it off"],
+        ),
         (["--frobnicate"], ["--frobnicate"]),
         (["--gamma"], ["--gamma", "expected one argument"]),
         (["another.jsonl"], ["another.jsonl"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -151,3 +152,23 @@ def test_layers_of_a_small_share_run_in_waves_with_one_warning(capsys: pytest.Ca
     assert main(words) == 0
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and "waves" in captured.err
+
+
+def test_without_experts_on_the_cpu(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for name, options in (("with", []), ("without", ["--no-cpu-experts"])):
+        out = tmp_path / f"{name}.json"
+        command = ["replay", str(trace), "--policy", "spmoe.foresight*", "fiddle*", "--cache", "0.5", *options]
+        assert main([*command, "--json", str(out)]) == 0
+        document = json.loads(out.read_text("utf-8"))
+        assert document["config"]["cpu_experts"] is (name == "with")
+        found[name] = {row["policy"]: row for row in document["results"]}, document["config"]["skipped"]
+    capsys.readouterr()
+    rows, skipped = found["without"]
+    why = "needs the CPU, and --no-cpu-experts (cpu_experts=False) turns it off"
+    assert "fiddler.spec" not in rows and skipped["fiddler.spec"] == why
+    assert all(row["fetch_only"] and not row["host_per_token"] for row in rows.values())
+    assert rows["spmoe.foresight.split"]["tpot_ms"] == rows["spmoe.foresight.prefetch"]["tpot_ms"]
+    rows, _ = found["with"]
+    assert not rows["spmoe.foresight"]["fetch_only"] and rows["spmoe.foresight"]["host_per_token"] > 0
+    assert rows["spmoe.foresight.prefetch"]["fetch_only"]

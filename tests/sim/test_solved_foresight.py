@@ -92,14 +92,14 @@ def test_a_prefetch_has_to_be_worth_the_links_time() -> None:
     def wish(certainty: int, at: int) -> list[int]:
         named = ((), (), ((2, certainty),), ((1, certainty),))
         forecast.draft_predicted(DraftPredicted(at, next(tokens), 0, named))
-        return [key for key, _, _ in forecast.top_up(0)]
+        return [key for key, _, _ in forecast.top_up(0, 0, 0)]
 
     # A load takes 100 and the verifier begins at 400.  Until 300 a load is over by then: an even chance is enough, the
     # earliest layer first.  What the draft says counts as the middle of one of 16 bins: 15/32 is not enough, 17/32 is.
     assert wish(ONE * 15 // 32, 0) == []
     assert wish(ONE // 8, 0) == [2 * 4 + 2]  # With what was said before 1 - 17/32 * 7/8.
     # Nothing more is wished for while that waits.
-    assert list(forecast.top_up(1)) == []
+    assert list(forecast.top_up(0, 1, 0)) == []
     order.touch([2 * 4 + 2])
     assert wish(0, 100) == [3 * 4 + 1]
     order.touch([3 * 4 + 1])
@@ -112,7 +112,7 @@ def test_a_prefetch_displaces_nobody_whom_the_pass_may_need() -> None:
     forecast.step_begun(StepBegun(0, 1), 1)
     order.touch([2, 3])
     forecast.draft_predicted(DraftPredicted(0, 0, 0, (((0, ONE),), ((0, ONE),))))
-    assert [key for key, _, _ in forecast.top_up(0)] == [0]
+    assert [key for key, _, _ in forecast.top_up(0, 0, 0)] == [0]
     # Key 2 is needed as surely as 0, and later; 3, not named, has a chance of 1/4 and leaves.
     assert order.evict(0, {2}, (), 0, demand=False) is None
     assert order.evict(0, {2, 3}, (), 0, demand=False) == 3

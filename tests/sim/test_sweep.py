@@ -96,6 +96,15 @@ def test_lossy_policies_are_asked_for_by_flag(trace: Path) -> None:
     assert sim.sweep(trace, lossy, slots=9, lossy=True, jobs=1).lossless.tolist() == [False] * len(lossy)
 
 
+def test_with_and_without_experts_on_the_cpu_are_different_cells(trace: Path) -> None:
+    policies = ["spmoe.foresight.split", "llamacpp.cpu-moe"]
+    cells = {cpu: grid(trace, policies, slots=9, cpu_experts=cpu) for cpu in (True, False)}
+    assert len({identity(cell.columns) for each in cells.values() for cell in each}) == 4
+    found = sim.sweep(trace, policies, slots=9, cpu_experts=False, jobs=1)
+    assert found.cpu_experts.tolist() == [False, False]
+    assert found.fetch_only[0] and "--no-cpu-experts" in found.skipped[1]
+
+
 def test_what_is_given_twice_is_one_cell(trace: Path) -> None:
     twice = grid(trace, ["next-gate", "next-gate"], ["h200", "h200"], bits=["16", 16], slots=[9, 9], gamma=[4, 4])
     assert len(twice) == 1
