@@ -35,6 +35,7 @@ class Options:
     cache: float | None = None
     slots: int | None = None
     gamma: int | None = None
+    gamma_max: int | None = None
     cutoff: int | None = None
     context: int | None = None
     device: str | None = None

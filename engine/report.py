@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Iterator
-from itertools import repeat
 from typing import Any
 
 from engine.engine import Engine
@@ -165,8 +164,7 @@ def _bound(engine: Engine) -> Bound | None:
     recorder, setting = engine.recorder, engine.plan.setting
     if recorder is None or not recorder.tokens:
         return None
-    gamma = engine.plan.recipe.speculation.gamma(setting.gamma)
-    return bound(lambda: requests(recorder), setting.cost, repeat(gamma), setting.slots)
+    return bound(lambda: requests(recorder), setting.cost, engine.lengths(), setting.slots)
 
 
 def _kind(plan: Plan) -> str:

@@ -78,8 +78,8 @@ def popularity(recipe: Recipe, case: Case) -> Popularity | None:
     return None
 
 
-def simulate(recipe: Recipe, case: Case, runs_ahead: bool = True) -> Recording:
-    """The simulator; unless it `runs_ahead`, nothing is drafted past a window, as in the engine."""
+def simulate(recipe: Recipe, case: Case) -> Recording:
+    """The simulator."""
     config, future = set_up(recipe, case)
     entries: list[tuple[Event, tuple[Command, ...]]] = []
     driver = Driver(
@@ -88,7 +88,6 @@ def simulate(recipe: Recipe, case: Case, runs_ahead: bool = True) -> Recording:
         (lambda event, commands: entries.append((event, commands)),),
         popularity(recipe, case),
         runtime=recipe.runtime,
-        runs_ahead=runs_ahead,
     )
     driver.run(requests(case.trace))
     return Recording(config, future, tuple(entries))

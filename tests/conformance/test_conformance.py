@@ -90,7 +90,7 @@ def check_same(recipe: Recipe, case: Case) -> None:
     """Both drivers tell and are told the same, on the engine's own runtime; only the simulator imitates others."""
     pytest.importorskip("torch", reason="the engine needs torch")
     case = with_room(recipe, case)
-    ours, theirs = execute(recipe, case), simulate(replace(recipe, runtime=NATIVE), case, runs_ahead=False)
+    ours, theirs = execute(recipe, case), simulate(replace(recipe, runtime=NATIVE), case)
     for number, (entry, other) in enumerate(zip(ours.entries, theirs.entries, strict=False)):
         assert entry == other, f"entry {number}"
     assert len(ours.entries) == len(theirs.entries)

@@ -32,9 +32,7 @@ from tests.engine.timed import timed_hardware  # noqa: E402
 
 TRACE = Path(__file__).parents[2] / "traces" / "pico.jsonl"
 SLOTS, GAMMA = 24, 3
-NATIVES = [
-    one for one in RECIPES.values() if one.runtime == NATIVE and one.gate is None and not one.speculation.lead(1)
-]
+NATIVES = [one for one in RECIPES.values() if one.runtime == NATIVE and one.gate is None]
 SOME = ("on-demand.lru", "spmoe.per-layer", "llamacpp.cpu-moe")
 
 
