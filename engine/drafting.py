@@ -85,7 +85,7 @@ class Draft:
         self._seen = 0
 
     def propose(self, tokens: Sequence[int], sampler: Sampler, asker: Asker) -> Proposal:
-        """Proposes what follows `tokens`, all of the request so far; answers with forecasts where it is asked on its way.
+        """Proposes what follows `tokens`, all of the request so far; answers with forecasts where it is asked for them.
 
         Where the asker raises, and leaves the pass half done, `forget` takes back what it was reading.
         """

@@ -159,6 +159,7 @@ class Driver:
             while True:
                 effect = send(outcome)  # type: ignore[arg-type]
                 if type(effect) is ComputeLanded:
+                    self._drafting = False  # No more, where the draft went on past the window.
                     outcome = self._compute_landed(effect)
                 elif type(effect) is Compute:
                     outcome = self._spend(self._pass.experts_ns(effect.experts), None, self._blocked_until)
