@@ -63,7 +63,8 @@ def cost_of(case: Case) -> CostModel:
 
 def set_up(recipe: Recipe, case: Case) -> tuple[SchedulerConfig, Future | None]:
     """What a scheduler needs to run the case."""
-    config, _ = configure(recipe, cost_of(case), case.slots, case.gamma, context=64, cutoff=case.cutoff)
+    most = case.gamma if case.chooses else None
+    config, _ = configure(recipe, cost_of(case), case.slots, case.gamma, 64, case.cutoff, gamma_max=most)
     future = Future(lambda: requests(case.trace), case.gamma) if "future" in recipe.needs else None
     return config, future
 
