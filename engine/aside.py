@@ -22,7 +22,7 @@ Piece = DraftLayers | DraftToken
 """What is asked for at a time."""
 
 
-class Left(Exception):
+class Left(BaseException):
     """Nothing more is asked: raised inside the work, to unwind it."""
 
 

@@ -41,14 +41,14 @@ class Chain:
         self._draft.begin()
         self.proposals = []
 
-    def reach(self, left: int) -> int:
-        """How many tokens the draft may read in a round that begins with `left` tokens yet to come."""
-        return min(left, self.gamma + 1 + self._beyond) if self._beyond else 0
-
     @property
     def most(self) -> int:
-        """How many tokens of a request a round may look at."""
+        """How many tokens of a request a round may look at, from the pending one on."""
         return self.gamma + 1 + self._beyond
+
+    def reach(self, left: int) -> int:
+        """How many tokens the draft may read in a round that begins with `left` tokens yet to come."""
+        return min(left, self.most) if self._beyond else 0
 
     def draft(self, tokens: Sequence[int]) -> int:
         """Goes on behind `tokens`, all of the request so far, until the driver asks for the target; returns how many of

@@ -89,9 +89,9 @@ class Decoder:
         if chain is None:
             driver.step(position, 0)
         else:
-            # Where tokens are drawn and the length is chosen, what is drafted would be chosen by what was drawn.
-            ahead = chain.reach(left) if sampler.greedy or not self._chooses else 0
-            driver.step(position, min(chain.gamma, left - 1), len(chain.proposals), ahead, chain.go_on)
+            # A token drawn in the round before must not be verified or not by what it has brought about since.
+            reach = 0 if self._chooses and not sampler.greedy else chain.reach(left)
+            driver.step(position, min(chain.gamma, left - 1), len(chain.proposals), reach, chain.go_on)
             proposals = chain.proposals[: chain.draft(tokens)]
         drafted = [each.token for each in proposals]
         logits = self._target.verify([tokens[-1], *drafted])

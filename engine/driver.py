@@ -5,9 +5,10 @@ pass answers its effects as they are done: the draft's layers and tokens, the ta
 An answer advances the program through all that it asks for in between (experts, waits) until it needs the forward
 pass to go on.
 
-One thread calls the scheduler: the one that runs the models.  It looks for arrivals at every layer and after every
-expert, and until it does the link still has work, since as many as `depth` batches are submitted ahead.  So there is no
-lock, and the order of the log is the order of the calls.
+One thread calls the scheduler: the one that runs the target.  (The draft's passes past a window have a thread of their
+own, which runs while that one waits for it, and hands it what came of them: `engine.aside`.)  It looks for arrivals at
+every layer and after every expert, and until it does the link still has work, since as many as `depth` batches are
+submitted ahead.  So there is no lock, and the order of the log is the order of the calls.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Driver:
         self._tokens, self._position, self._reading = 1 + known, position, False
         self._unread.round_ended(position + known)
         self._unread.round_begun(position, known)
-        self._ahead = ahead
+        self._ahead, self._read = ahead, None
         self._deliver(self._clock.between())
         self._drafting_since = self._clock.now
         if self._draft_ns > PATIENCE * self._reckoned_ns:
