@@ -86,6 +86,10 @@ class Chain:
         self.proposals = self.proposals[len(self.proposals) - kept :]
         return kept
 
+    def release(self) -> None:
+        """Lets go of everything, since the driver knows this object: it cannot be used any more."""
+        self.__dict__.clear()
+
     def _go_on(self, aside: Aside) -> None:
         while True:
             self._propose(aside)

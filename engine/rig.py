@@ -87,8 +87,10 @@ class Rig:
                 predicted, speculation = self.scheduler.forecast.predicted_layers, self.scheduler.recipe.speculation
                 self.draft = Draft(weights.draft, layers, layer_map, predicted, recorder, script)
                 stack.callback(self.draft.release)
-                aside = stack.enter_context(Aside(device))
+                aside = Aside(device)
                 self.chain = Chain(self.draft, self.driver, aside, speculation, config.gamma)
+                stack.callback(self.chain.release)
+                stack.enter_context(aside)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
