@@ -74,6 +74,5 @@ class Bench:
             observers=observers,
             script=script,
         ) as rig:
-            gamma = recipe.speculation.gamma(config.gamma)
-            ForcedDecoder(rig, script, gamma, known.popular, known.touched).run(requests(trace), told)
+            ForcedDecoder(rig, script, known.popular, known.touched).run(requests(trace), told)
             return rig.driver.deciding_ns

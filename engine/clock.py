@@ -36,6 +36,8 @@ class Clock(Protocol):
     """Methods named after what is over return what happened until then; whoever iterates tells the scheduler of each
     before asking for the next.  Afterwards `now` is when it was over."""
 
+    measures: bool
+    """Whether times are those that things really take."""
     now: int
     """Nanoseconds since the run began."""
     idle_ns: int
@@ -72,6 +74,8 @@ class Clock(Protocol):
 
 class RealClock:
     """Time as it passes: what happened is known when it is looked for."""
+
+    measures = True
 
     def __init__(self, link: Link, host: HostWorker, start_ns: int, device: torch.device) -> None:
         """`start_ns` is what the times of link and host count from."""
@@ -180,6 +184,8 @@ class RealClock:
 
 class VirtualClock:
     """The times of a cost model, for runs that decide as the simulator does."""
+
+    measures = False
 
     def __init__(self, link: Link, host: HostWorker, cost: CostModel, policy: str, told: Told) -> None:
         """`policy` is the name of the recipe that decides, and `told` what it hears of routers."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 
-from engine.options import DTYPES, GAMMA, KERNELS
+from engine.options import DTYPES, KERNELS
 from spmoe.cli import OneLineParser, file
 from spmoe.machine.hardware import hardware_names
+from spmoe.setting import GAMMA, LONGEST
 
 NEW_TOKENS = 128
 TURNS = 3
@@ -44,7 +45,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     policy.add_argument(
         "--policy", default="spmoe.per-layer", metavar="NAME", help="default spmoe.per-layer; python -m sim policies"
     )
-    _add_drafting(policy)
+    _add_drafting(policy, chosen=True)
     policy.add_argument("--cutoff", type=int, metavar="N", help="leading layers that spmoe.* prefetches for")
     policy.add_argument("--lossy", action="store_true", help="allow policies that change the model's output")
     policy.add_argument(
@@ -151,8 +152,17 @@ def _add_text(command: argparse.ArgumentParser) -> _Group:
     return text
 
 
-def _add_drafting(group: _Group) -> None:
-    group.add_argument("--gamma", type=int, metavar="N", help=f"drafted tokens per round (default {GAMMA})")
+def _add_drafting(group: _Group, chosen: bool = False) -> None:
+    """With `chosen`, a policy may choose the length of its drafts."""
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--gamma", type=int, metavar="N", help=f"drafted tokens per round (default {GAMMA})")
+    if chosen:
+        length.add_argument(
+            "--gamma-max",
+            type=int,
+            metavar="N",
+            help=f"without --gamma, the most for policies that choose the length themselves (default {LONGEST})",
+        )
     group.add_argument("--layer-map", type=_numbers, metavar="N,N,...", help="for each MoE layer the draft's layer")
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Generator, Set
 
 import torch
 
-from engine.drafting import Draft
-from engine.driver import Driver
+from engine.drafting import share
 from engine.record import Recorder
+from engine.rig import Rig
 from engine.sampling import Proposal, Sampler
-from engine.target import Target
-from spmoe.step import Accept, DraftLayers, DraftToken
+from spmoe.step import Accept
 
 Popularity = Callable[[int], tuple[int, ...]]
 """For a request, expert keys by how much other requests use them; empty where nobody asks."""
@@ -23,21 +22,12 @@ Touched = Callable[[int], tuple[tuple[int, ...], ...]]
 class Decoder:
     """Decodes requests one after the other, batch 1."""
 
-    def __init__(
-        self,
-        driver: Driver,
-        target: Target,
-        draft: Draft | None,
-        gamma: int,
-        popularity: Popularity,
-        touched: Touched,
-        recorder: Recorder | None,
-    ) -> None:
-        """`gamma`: the most tokens to draft in a round."""
-        self._driver = driver
-        self._target = target
-        self._draft = draft
-        self._gamma = gamma
+    def __init__(self, rig: Rig, popularity: Popularity, touched: Touched, recorder: Recorder | None) -> None:
+        self._driver = rig.driver
+        self._target = rig.target
+        self._draft = rig.draft
+        self._chain = rig.chain
+        self._chooses = rig.scheduler.config.chooses
         self._popularity = popularity
         self._touched = touched
         self._recorder = recorder
@@ -50,12 +40,12 @@ class Decoder:
         came until then is recorded.
         """
         tokens = list(prompt)
-        self._begin()
+        self._begin(sampler)
         tokens.append(self._read(prompt, sampler))
         try:
             yield tokens[-1:]
             while (left := budget + len(prompt) - len(tokens)) > 0 and tokens[-1] not in ends:
-                new = self._round(tokens, min(self._gamma, left - 1), ends, sampler)
+                new = self._round(tokens, left, ends, sampler)
                 tokens += new
                 yield new
         except GeneratorExit:
@@ -63,12 +53,16 @@ class Decoder:
             raise
         self._end(tokens)
 
-    def _begin(self) -> None:
+    def _begin(self, sampler: Sampler) -> None:
         self._target.begin()
-        if self._draft is not None:
-            self._draft.begin()
+        if self._chain is not None:
+            self._chain.begin(sampler, self._told)
         self._driver.begin(self._requests, self._popularity(self._requests))
         self._requests += 1
+
+    def _told(self, _token: int, proposal: Proposal) -> int:
+        """How sure the draft is; where that decides on the length, no word of which token was drawn."""
+        return share(proposal.sure if self._chooses else proposal.probability)
 
     @torch.inference_mode()
     def _end(self, tokens: list[int]) -> None:
@@ -88,25 +82,31 @@ class Decoder:
         return token
 
     @torch.inference_mode()
-    def _round(self, tokens: list[int], limit: int, ends: Set[int], sampler: Sampler) -> list[int]:
-        """Drafts, verifies, and returns what follows `tokens`."""
-        driver, position = self._driver, len(tokens) - 1
-        driver.step(position, limit)
+    def _round(self, tokens: list[int], left: int, ends: Set[int], sampler: Sampler) -> list[int]:
+        """Drafts, verifies, and returns what follows `tokens`, of `left` tokens at most that are yet to come."""
+        driver, chain, position = self._driver, self._chain, len(tokens) - 1
         proposals: list[Proposal] = []
-        while type(driver.asked) in (DraftLayers, DraftToken):
-            assert self._draft is not None
-            proposals.append(self._draft.propose([*tokens, *(each.token for each in proposals)], sampler))
+        if chain is None:
+            driver.step(position, 0)
+        else:
+            # A token drawn in the round before must not be verified or not by what it has brought about since.
+            reach = 0 if self._chooses and not sampler.greedy else chain.reach(left)
+            driver.step(position, min(chain.gamma, left - 1), len(chain.proposals), reach, chain.go_on)
+            proposals = chain.proposals[: chain.draft(tokens)]
         drafted = [each.token for each in proposals]
         logits = self._target.verify([tokens[-1], *drafted])
         agreed, last = sampler.verify(drafted, [each.distribution for each in proposals], logits)
         # The round is over with the first token that ends the sequence, whatever stands behind it.
         accepted = next((place for place in range(agreed) if drafted[place] in ends), agreed)
         new = [*drafted[:accepted], drafted[accepted] if accepted < agreed else last]
-        if self._recorder is not None:
-            self._recorder.step(position, len(drafted) + 1, accepted, agreed)
         assert type(driver.asked) is Accept
         driver.answer(accepted)
         self._target.forget(len(drafted) - accepted)
-        if self._draft is not None:
-            self._draft.forget(len(tokens) + accepted)
+        kept = 0
+        if chain is not None:
+            went_on = agreed == len(drafted) and chain.continuation(agreed) == last
+            agreed += went_on
+            kept = chain.end(len(drafted), len(tokens) + accepted, went_on and new[-1] not in ends)
+        if self._recorder is not None:
+            self._recorder.step(position, len(drafted) + 1, accepted, agreed, kept)
         return new

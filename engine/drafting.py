@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache
 
-from engine.driver import Driver
 from engine.families import MoeLayer, attention_norm
 from engine.forward import Forward
 from engine.readout import forecasts, read
@@ -22,11 +21,25 @@ from engine.sampling import Proposal, Sampler
 from engine.script import Script
 from spmoe.errors import InputError
 from spmoe.state.events import Forecast
-from spmoe.step import DraftLayers, DraftToken
+from spmoe.step import DraftLayers
 from spmoe.trace.schema import ONE
 
 REVIEW = 256
 """Tokens that a review reads at once: bounds the memory that their logits take."""
+
+
+class Asker(Protocol):
+    """Whose effects a pass of the draft answers on its way."""
+
+    @property
+    def asked(self) -> Any:
+        """The effect that is asked for."""
+
+    def answer(self, value: Any) -> None:
+        """It is done, and this came of it."""
+
+    def look(self) -> None:
+        """A good moment to see what arrived."""
 
 
 class Draft:
@@ -35,7 +48,6 @@ class Draft:
     def __init__(
         self,
         model: Any,
-        driver: Driver,
         layers: tuple[MoeLayer, ...],
         layer_map: tuple[int, ...] | None,
         predicted: int,
@@ -44,10 +56,11 @@ class Draft:
     ) -> None:
         """`layer_map`: for each of the target's MoE layers the draft layer whose states stand for its own; None where
         the draft's states say nothing.  `predicted`: for how many leading layers the policy wants forecasts.  With a
-        `script`, its forecasts and probabilities take the place of the draft's."""
+        `script`, its forecasts take the place of the draft's."""
         self._run = Forward(model)
         self._device = next(model.parameters()).device
-        self._driver = driver
+        self._asker: Asker | None = None
+        """Who has asked for the pass under way; None where it is a review's."""
         self._layers = layers
         self._recorder = recorder
         self._script = script
@@ -71,37 +84,40 @@ class Draft:
         self._cache = DynamicCache()
         self._seen = 0
 
-    def propose(self, tokens: Sequence[int], sampler: Sampler) -> Proposal:
-        """Proposes what follows `tokens`, all of the request so far; answers the driver's effects as it goes."""
+    def propose(self, tokens: Sequence[int], sampler: Sampler, asker: Asker) -> Proposal:
+        """Proposes what follows `tokens`, all of the request so far; answers with forecasts where it is asked for them.
+
+        Where the asker raises, and leaves the pass half done, `forget` takes back what it was reading.
+        """
         self._found.clear()
         self._rows = 1
-        asked = self._driver.asked
-        assert isinstance(asked, DraftLayers | DraftToken)
-        logits = self._forward(tokens[self._seen :])
-        proposal = sampler.propose(logits[-1])
-        share = min(ONE, int(proposal.probability * ONE + 0.5))
+        self._asker = asker
+        proposal = sampler.propose(self._forward(tokens[self._seen :])[-1])
         if self._recorder is not None:
-            self._recorder.drafted(share, self._forecasts(0, len(self._layers))[0] if self._wanted else None)
-        self._driver.answer(share if self._script is None else self._script.probability(asked.token))
+            forecasts = self._forecasts(0, len(self._layers))[0] if self._wanted else None
+            self._recorder.drafted(share(proposal.probability), forecasts)
         return proposal
 
     def forget(self, length: int) -> None:
-        """Keeps the first `length` tokens of the request at most."""
-        if self._seen > length:
-            self._cache.crop(length - self._seen)
-            self._seen = length
+        """Keeps the first `length` tokens of the request at most, and of those that were being read none."""
+        self._seen = min(self._seen, length)
+        layers: list[Any] = self._cache.layers
+        for layer in layers:
+            if (excess := layer.get_seq_length() - self._seen) > 0:
+                layer.crop(-excess)
 
     def review(self, tokens: Sequence[int]) -> list[tuple[int, int, tuple[Forecast, ...] | None]]:
         """For each token of a finished request: what the draft would have proposed next, the probability (/65536), and
         its forecasts for all layers (None where its states say nothing)."""
         self.begin()
+        self._asker = None
         seen: list[tuple[int, int, tuple[Forecast, ...] | None]] = []
         for start in range(0, len(tokens), REVIEW):
             part = tokens[start : start + REVIEW]
             self._found.clear()
             self._rows = len(part)
             probabilities, proposed = self._forward(part, len(part)).float().softmax(-1).max(-1)
-            shares = [min(ONE, int(each * ONE + 0.5)) for each in probabilities.tolist()]
+            shares = list(map(share, probabilities.tolist()))
             rows = self._forecasts(0, len(self._layers)) if self._wanted else [None] * len(part)
             seen += zip(proposed.tolist(), shares, rows, strict=True)
         self.begin()
@@ -123,15 +139,15 @@ class Draft:
     def _passed(self, fitting: Sequence[MoeLayer], _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         """A draft layer's attention is done: forecasts for the target layers that it stands for, if any, and a look at
         what arrived."""
-        driver = self._driver
-        if fitting and (self._recorder is not None or type(driver.asked) is DraftLayers):
+        asker = self._asker
+        if fitting and (self._recorder is not None or (asker is not None and type(asker.asked) is DraftLayers)):
             residual = arguments[0][0, -self._rows :]
             for layer in fitting:
                 self._found[layer.index] = layer.forecast(residual)
-        if driver.asked is not None:
-            while type(asked := driver.asked) is DraftLayers and self._has(asked):
-                driver.answer(self._spoken(asked))
-            driver.look()
+        if asker is not None:
+            while type(asked := asker.asked) is DraftLayers and self._has(asked):
+                asker.answer(self._spoken(asked))
+            asker.look()
 
     def _forecasts(self, first: int, end: int) -> list[tuple[Forecast, ...]]:
         """Per row, the forecasts for layers `first` to `end` (exclusive)."""
@@ -149,6 +165,11 @@ class Draft:
         """Whether all that was asked for is there: the last layer as a rule comes last."""
         found = self._found
         return asked.end - 1 in found and all(layer in found for layer in range(asked.first, asked.end))
+
+
+def share(probability: float) -> int:
+    """Over 65536."""
+    return min(ONE, int(probability * ONE + 0.5))
 
 
 def draft_norms(model: Any) -> list[torch.nn.Module]:

@@ -5,9 +5,10 @@ pass answers its effects as they are done: the draft's layers and tokens, the ta
 An answer advances the program through all that it asks for in between (experts, waits) until it needs the forward
 pass to go on.
 
-One thread calls the scheduler: the one that runs the models.  It looks for arrivals at every layer and after every
-expert, and until it does the link still has work, since as many as `depth` batches are submitted ahead.  So there is no
-lock, and the order of the log is the order of the calls.
+One thread calls the scheduler: the one that runs the target.  (The draft's passes past a window have a thread of their
+own, which runs while that one waits for it, and hands it what came of them: `engine.aside`.)  It looks for arrivals at
+every layer and after every expert, and until it does the link still has work, since as many as `depth` batches are
+submitted ahead.  So there is no lock, and the order of the log is the order of the calls.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from spmoe.step import (
     DraftToken,
     Effect,
     HostCompute,
+    Keep,
     Outcome,
     Program,
     Routed,
+    Shorten,
     prefill,
     step,
 )
@@ -40,8 +43,16 @@ from spmoe.unread import Unread
 Observer = Callable[[Event, tuple[Command, ...]], None]
 """Sees every event with the scheduler's answer: metrics, logs and timelines are such."""
 
-Asked = DraftLayers | DraftToken | Attention | Accept
-"""Effects that are done when a forward pass gets there."""
+Asked = DraftLayers | DraftToken | Shorten | Attention | Accept | Keep
+"""Effects that are done when a forward pass gets there, or by who has the passes done."""
+
+Ahead = Callable[[DraftLayers | DraftToken], Any]
+"""Has the draft go on past the window while the target's pass is under way; returns what came of it."""
+
+PATIENCE = 1.25
+"""A draft whose tokens take that many times as long as the scheduler reckons does not go on past the window."""
+_DECAY = 8
+"""How long a token takes is averaged over about so many."""
 
 
 class Kernels(Protocol):
@@ -56,6 +67,10 @@ class Kernels(Protocol):
 
     def compute_on_host(self, experts: Sequence[int]) -> None:
         """Have the CPU compute these, in this order, and return at once."""
+
+
+def _nowhere(_piece: DraftLayers | DraftToken) -> Any:
+    raise RuntimeError("nobody can draft past the window")
 
 
 class Driver:
@@ -80,6 +95,13 @@ class Driver:
         self._unread = Unread()
         self._read: int | None = None
         """What the draft reads for the token under way."""
+        self._ahead: Ahead
+        self._prompt_unread = False
+        """Whether the token under way is a request's first, for which the draft reads the prompt."""
+        self._drafting_since = 0
+        """When the draft began with the token under way."""
+        self._draft_ns = self._reckoned_ns = scheduler.config.pace.draft_ns
+        """What it has taken per token lately, where that was measured, and what the scheduler reckons with."""
         self._kernels: Kernels
         self._counts: Mapping[int, int] = {}
         """Tokens of each expert of the layer that was reached."""
@@ -103,6 +125,7 @@ class Driver:
     def begin(self, request: int, popular: tuple[int, ...] = ()) -> None:
         """A request starts; `popular` as in `RequestBegun`."""
         self._unread.request_begun()
+        self._prompt_unread = True
         self._deliver(self._clock.between())
         self._dispatch(RequestBegun(self._clock.now, request, popular))
 
@@ -112,12 +135,22 @@ class Driver:
         self._deliver(self._clock.between())
         self._start(prefill(self._dispatch, self._clock.now, tokens, self._layers, touched))
 
-    def step(self, position: int, limit: int) -> None:
-        """A round begins whose first input is the token at `position`; at most `limit` tokens may be drafted."""
-        self._tokens, self._position, self._reading = 1, position, False
-        self._unread.round_begun(position)
+    def step(self, position: int, limit: int, known: int = 0, reach: int = 0, ahead: Ahead = _nowhere) -> None:
+        """A round begins whose first input is the token at `position`; `limit`, `known` and `reach` as in
+        `spmoe.step.step`.
+
+        While the target's pass waits for the link, `ahead` may be asked for more: not where the draft takes longer than
+        the scheduler reckons, for then the verifier would wait for it.
+        """
+        self._tokens, self._position, self._reading = 1 + known, position, False
+        self._unread.round_ended(position + known)
+        self._unread.round_begun(position, known)
+        self._ahead, self._read = ahead, None
         self._deliver(self._clock.between())
-        self._start(step(self._dispatch, self._clock.now, limit, self._layers))
+        self._drafting_since = self._clock.now
+        if self._draft_ns > PATIENCE * self._reckoned_ns:
+            reach = 0
+        self._start(step(self._dispatch, self._clock.now, limit, self._layers, known, reach))
 
     def reach(self, routed: Routed, kernels: Kernels) -> None:
         """The attention asked for is done and its router has spoken: has `kernels` compute the layer's experts."""
@@ -137,26 +170,38 @@ class Driver:
         """What was asked for is done, and this came of it."""
         effect, clock = self.asked, self._clock
         began = clock.now
+        over: Iterable[Happening] = ()
         if type(effect) is Attention:
             over = clock.attended(effect.layer, self._tokens, self._position + self._tokens)
         elif type(effect) is DraftLayers:
-            over = clock.drafted(effect.first, effect.end, self._reads(), effect.end - effect.first)
+            over = self._drafted(effect)
         elif type(effect) is DraftToken:
-            over = clock.drafted(effect.first_layer, self._layers, self._reads(), 0)
+            over = self._drafted(effect)
             self._tokens += 1
-            self._read = None
-        else:
+        elif type(effect) is Accept:
             over = clock.accepted(1 if self._reading else self._tokens)
-            if not self._reading:
-                self._unread.round_ended(self._position + 1 + value)
+        elif type(effect) is Shorten:
+            self._tokens = 1 + effect.drafted
         self._deliver(over)
+        if type(effect) is DraftToken:
+            self._time_draft()
         self._advance((began, clock.now, value))
 
-    def _reads(self) -> int:
-        """How many tokens the draft reads for the token under way."""
+    def _drafted(self, effect: DraftLayers | DraftToken) -> Iterable[Happening]:
+        """The draft got through a part of a token."""
         if self._read is None:
             self._read = self._unread.draft()
-        return self._read
+        if isinstance(effect, DraftLayers):
+            return self._clock.drafted(effect.first, effect.end, self._read, effect.end - effect.first)
+        read, self._read = self._read, None
+        return self._clock.drafted(effect.first_layer, self._layers, read, 0)
+
+    def _time_draft(self) -> None:
+        """A token of the window is drafted."""
+        took, self._drafting_since = self._clock.now - self._drafting_since, self._clock.now
+        if self._clock.measures and not self._prompt_unread:
+            self._draft_ns += (took - self._draft_ns) // _DECAY
+        self._prompt_unread = False
 
     def finish(self) -> None:
         """No request follows for now: waits for what is on the link yet, so that the log tells of its arrival."""
@@ -182,6 +227,8 @@ class Driver:
                     outcome = self._compute_landed(effect)
                 elif type(effect) is HostCompute:
                     outcome = self._compute_on_host(effect.experts)
+                elif type(self.asked) is Attention and (type(effect) is DraftLayers or type(effect) is DraftToken):
+                    outcome = self._draft_ahead(effect)
                 else:
                     self.asked = effect  # type: ignore[assignment]
                     return
@@ -221,6 +268,12 @@ class Driver:
         # A device that still computes what it was given before does not wait, though we do.
         began = waiting_since + clock.idle_ns - idle_before
         return began, self._compute(landed)[1], (*landed, *done)
+
+    def _draft_ahead(self, effect: DraftLayers | DraftToken) -> Outcome:
+        began = self._clock.now
+        value = self._ahead(effect)
+        self._deliver(self._drafted(effect))
+        return began, self._clock.now, value
 
     def _deliver(self, happenings: Iterable[Happening]) -> None:
         """Tell the scheduler what happened, one thing after the other."""

@@ -23,6 +23,7 @@ from engine.slots import SlotBuffer
 from engine.store import HostStore
 from engine.text import TextPieces
 from spmoe.errors import InputError
+from spmoe.results.lengths import LengthFold
 from spmoe.results.metrics import Metrics, MetricsFold
 from spmoe.results.transfers import TransferFold, Transfers
 
@@ -76,8 +77,9 @@ class Engine:
 
         `policy` names a recipe (`python -m sim policies` lists them).  `vram` (a size, or bytes), `cache` (share of all
         experts) or `slots` (experts) says how much room experts have on the device.  `gamma` is how many tokens a round
-        drafts, `cutoff` for how many leading layers SP-MoE prefetches, `context` the longest request, in tokens, that
-        room is reckoned for.  `device` is "cuda" or "cpu", `dtype` "float32", "bfloat16", "float16" or "float64".
+        drafts; without it, policies that choose that draft up to `gamma_max` (default 16), the others 4.  `cutoff` is
+        for how many leading layers SP-MoE prefetches, `context` the longest request, in tokens, that room is reckoned
+        for.  `device` is "cuda" or "cpu", `dtype` "float32", "bfloat16", "float16" or "float64".
         `kernel` is "plain", or "triton" for kernels of our own in place of torch's operations.
         `hardware` is the profile whose figures the policy reckons with.  On the CPU `link_gbps` slows copies down to a
         link of so many 10^9 bytes per second.  `virtual_time` names a profile: the run then decides as a simulation of
@@ -149,6 +151,10 @@ class Engine:
         """What the link has moved so far, and what became of drafted tokens."""
         return self._transfers.result()
 
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens each round so far has drafted to be verified."""
+        return self._lengths.result()
+
     def check_weights(self) -> None:
         """Compares every expert in a slot with the host store, and the store with what was loaded.
 
@@ -196,6 +202,7 @@ class Engine:
         setting, options = plan.setting, plan.options
         self._metrics = MetricsFold(plan.config.experts)
         self._transfers = TransferFold(setting.budget.expert)
+        self._lengths = LengthFold()
         rig = stack.enter_context(
             Rig(
                 Weights(self._model, self._draft_model, self._store),
@@ -207,21 +214,13 @@ class Engine:
                 gbps=options.link_gbps,
                 latency_ns=0 if options.link_gbps is None else setting.hardware.link.latency_ns,
                 imitated=None if options.virtual_time is None else setting.cost,
-                observers=(self._metrics.observe, self._transfers.observe, *observers),
+                observers=(self._metrics.observe, self._transfers.observe, self._lengths.observe, *observers),
                 recorder=self.recorder,
             )
         )
         self._driver = rig.driver
         known = plan.foreknowledge
-        self._decoder = Decoder(
-            rig.driver,
-            rig.target,
-            rig.draft,
-            plan.recipe.speculation.gamma(setting.gamma),
-            known.popular,
-            known.touched,
-            self.recorder,
-        )
+        self._decoder = Decoder(rig, known.popular, known.touched, self.recorder)
 
     def _stream(self, prompt: list[int], budget: int, ends: frozenset[int], sampler: Sampler) -> Iterator[Piece]:
         self._require_open()

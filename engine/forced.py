@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -12,8 +12,9 @@ from engine.decode import Popularity, Touched
 from engine.rig import Rig
 from engine.sampling import Proposal, Sampler
 from engine.script import Script
-from spmoe.step import Accept, DraftLayers, DraftToken
-from spmoe.trace.windows import Request, window
+from spmoe.step import Accept
+from spmoe.trace.schema import TokenLine
+from spmoe.trace.windows import Request
 
 SEED: Final = 0
 """Of the token ids that stand for those of the trace, which tells none."""
@@ -25,12 +26,10 @@ class ForcedDecoder:
     It steps as the simulator does (`sim.driver.Driver`), so that in virtual time both decide the same.
     """
 
-    def __init__(self, rig: Rig, script: Script, gamma: int, popularity: Popularity, touched: Touched) -> None:
-        """`gamma`: the most tokens to draft in a round; `popularity` and `touched` as in `Decoder`."""
-        assert rig.draft is not None or not gamma
+    def __init__(self, rig: Rig, script: Script, popularity: Popularity, touched: Touched) -> None:
+        """`popularity` and `touched` as in `Decoder`."""
         self._rig = rig
         self._script = script
-        self._gamma = gamma
         self._popularity = popularity
         self._touched = touched
         self._vocabulary = rig.vocabulary
@@ -50,13 +49,12 @@ class ForcedDecoder:
     def _decode(self, request: Request, told: Callable[[int], Any]) -> None:
         rig, number = self._rig, request.number
         driver = rig.driver
-        lines = request.lines(self._gamma + 1)
         # The last of them is the pending token, which the first round reads.
         tokens = self._tokens(request.position + 1)
         prefill = request.prefill
         rig.target.begin()
-        if rig.draft is not None:
-            rig.draft.begin()
+        if rig.chain is not None:
+            rig.chain.begin(self._sampler, lambda token, _: self._script.probability(token))
         if prefill is None and request.position:
             rig.target.skim(tokens[:-1])
         driver.begin(number, self._popularity(number))
@@ -66,32 +64,36 @@ class ForcedDecoder:
             logits = rig.target.read(self._tokens(prefill.prompt_tokens))
             self._sampler.verify((), (), logits)
             driver.answer(0)
-        while lines:
-            accepted = self._round(request, tokens)
+        while lines := request.lines(1 if rig.chain is None else rig.chain.most):
+            accepted = self._round(lines, request.position, tokens)
             request.advance(accepted + 1)
             told(accepted + 1)
-            lines = request.lines(self._gamma + 1)
 
-    def _round(self, request: Request, tokens: list[int]) -> int:
+    def _round(self, lines: Sequence[TokenLine], position: int, tokens: list[int]) -> int:
         """Drafts and verifies behind `tokens`, which it adds to; returns how many drafted tokens stand."""
-        rig, driver = self._rig, self._rig.driver
-        whole = window(request.lines(self._gamma + 1), self._gamma)
-        self._script.window(whole.inputs)
-        driver.step(request.position, len(whole.inputs) - 1)
+        target, driver, chain, script = self._rig.target, self._rig.driver, self._rig.chain, self._script
+        whole = script.round(lines, 0 if chain is None else chain.gamma)
         proposals: list[Proposal] = []
-        while type(driver.asked) in (DraftLayers, DraftToken):
-            assert rig.draft is not None
-            proposals.append(rig.draft.propose([*tokens, *(each.token for each in proposals)], self._sampler))
+        if chain is None:
+            driver.step(position, 0)
+        else:
+            limit, reach = len(whole.inputs) - 1, chain.reach(len(lines))
+            driver.step(position, limit, len(chain.proposals), reach, chain.go_on)
+            proposals = chain.proposals[: chain.draft(tokens)]
         drafted = [each.token for each in proposals]
-        logits = rig.target.verify([tokens[-1], *drafted])
+        logits = target.verify([tokens[-1], *drafted])
         self._sampler.verify(drafted, [each.distribution for each in proposals], logits)
         accepted = min(whole.accepted, len(drafted))
         assert type(driver.asked) is Accept
         driver.answer(accepted)
-        rig.target.forget(len(drafted) - accepted)
-        if rig.draft is not None:
-            rig.draft.forget(len(tokens) + accepted)
-        tokens += [*drafted[:accepted], self._random.randrange(self._vocabulary)]
+        target.forget(len(drafted) - accepted)
+        tokens += drafted[:accepted]
+        follows: int | None = None
+        if chain is not None:
+            stands = script.right > len(drafted)
+            follows = chain.continuation(len(drafted)) if stands else None
+            chain.end(len(drafted), len(tokens), stands)
+        tokens.append(self._random.randrange(self._vocabulary) if follows is None else follows)
         return accepted
 
     def _tokens(self, count: int) -> list[int]:

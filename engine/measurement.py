@@ -77,8 +77,6 @@ def _obstacle(one: Recipe, pair: BlankPair) -> str | None:
     """Why the engine cannot run a policy as the simulator would; None where it can."""
     if one.runtime != NATIVE:
         return f"has a runtime of its own, which the engine does not imitate: {'; '.join(one.runtime.explain())}"
-    if one.speculation.lead(1):
-        return "drafts past the window while the link is awaited, which the engine does not do yet"
     if "draft" in one.needs and pair.layer_map is None:
         return f"needs draft forecasts, which these models do not give: {pair.why}"
     if "next_gate" in one.needs and not pair.next_gate:

@@ -129,9 +129,7 @@ def _link(options: argparse.Namespace) -> str:
 
 def _native() -> tuple[str, ...]:
     """Policies that the engine runs as they are."""
-    return tuple(
-        name for name, one in RECIPES.items() if one.lossless and one.runtime == NATIVE and not one.speculation.lead(1)
-    )
+    return tuple(name for name, one in RECIPES.items() if one.lossless and one.runtime == NATIVE)
 
 
 def _summary(document: dict[str, Any], out: str) -> Iterator[tuple[str, str]]:

@@ -14,8 +14,6 @@ from spmoe.machine.units import parse_size
 DTYPES: Final = ("float64", "float32", "bfloat16", "float16")
 KERNELS: Final = ("plain", "triton")
 """Who computes experts in slots: torch, operation by operation, or kernels of our own."""
-GAMMA: Final = 4
-"""Drafted tokens per round where nothing else is asked for."""
 CONTEXT: Final = 4096
 """Tokens of the longest request that room is reckoned for where nothing else is asked for."""
 CPU_CACHE: Final = 0.5
@@ -35,6 +33,7 @@ class Options:
     cache: float | None = None
     slots: int | None = None
     gamma: int | None = None
+    gamma_max: int | None = None
     cutoff: int | None = None
     context: int | None = None
     device: str | None = None

@@ -17,7 +17,7 @@ from engine.drafting import match_layers
 from engine.families import MoeLayer, find_moe_layers
 from engine.foreknowledge import Foreknowledge
 from engine.loader import Blueprint, read_blueprint, read_shell
-from engine.options import CONTEXT, CPU_CACHE, GAMMA, Options
+from engine.options import CONTEXT, CPU_CACHE, Options
 from engine.pair import check_tokenizers, describe_draft, describe_target, find_tokenizer, require_folder
 from engine.store import require_memory
 from spmoe.applies import cpu_obstacle
@@ -118,8 +118,9 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     check_kernel(options.kernel, layers, blueprint.layout, device, str(model))
     tokenizer = find_tokenizer(model)
     shell = None if draft is None else read_shell(draft, dtype)
-    if shell is None and options.gamma:
-        raise InputError(f"gamma: expected a draft model to draft {options.gamma} tokens with, got none")
+    for name, length in (("gamma", options.gamma), ("gamma_max", options.gamma_max)):
+        if shell is None and length:
+            raise InputError(f"{name}: expected a draft model to draft {length} tokens with, got none")
     if draft is not None:
         read_checkpoint(draft)  # Its files are there and whole: better known now than when the target is loaded.
         _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
@@ -132,7 +133,8 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         context,
         hardware=hardware,
         bits=bits_of(dtype),
-        gamma=0 if shell is None else GAMMA if options.gamma is None else options.gamma,
+        gamma=0 if shell is None else options.gamma,
+        gamma_max=None if shell is None else options.gamma_max,
         cpu_experts=options.cpu_experts,
         **_room(options, device),
     )
@@ -142,7 +144,14 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     if (lacking := cpu_obstacle(recipe, setting)) is not None:
         raise InputError(f"policy {recipe.name}: {lacking}")
     config, _ = configure(
-        recipe, setting.cost, setting.slots, setting.gamma, context, options.cutoff, setting.cpu_experts
+        recipe,
+        setting.cost,
+        setting.slots,
+        setting.gamma,
+        context,
+        options.cutoff,
+        setting.gamma_max,
+        setting.cpu_experts,
     )
     return Plan(
         device=device,

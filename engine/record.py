@@ -71,9 +71,10 @@ class Recorder:
             counts.append(tuple(count for count in tokens if count))
         self._lines.append(PrefillLine(request, prompt, tuple(touched), tuple(counts)))
 
-    def step(self, position: int, tokens: int, accepted: int, agreed: int) -> None:
+    def step(self, position: int, tokens: int, accepted: int, agreed: int, kept: int = 0) -> None:
         """A round is over: it went through `tokens` inputs, the first at `position`.  The first `accepted` drafted
-        tokens stand, and the target agreed with the first `agreed` (more, if the request ended among them)."""
+        tokens stand, and the target agreed with the first `agreed` (more, if the request ended among them, or if the
+        draft proposed the target's own token, too).  Of the next round the draft has read the first `kept` inputs."""
         rejected = tuple(
             RejectedLine(
                 self._cells(index),
@@ -98,7 +99,7 @@ class Recorder:
                     rejected if index == accepted else (),
                 )
             )
-        self._drafted.clear()
+        self._drafted = self._drafted[tokens : tokens + kept]
 
     def end(self, tokens: Sequence[int], review: Review | None) -> None:
         """The request is over; `tokens` are its prompt's and those put out.
@@ -121,6 +122,7 @@ class Recorder:
         self.tokens += len(self._open)
         self._open.clear()
         self._known.clear()
+        self._drafted.clear()
 
     def __iter__(self) -> Iterator[TraceLine]:
         return iter(self._lines)

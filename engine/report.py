@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Iterator
-from itertools import repeat
 from typing import Any
 
 from engine.engine import Engine
@@ -52,6 +51,12 @@ def summary(
             f"{metrics.steps:,}, each of {metrics.tokens / metrics.steps:.2f} tokens; of {transfers.drafted:,} drafted "
             f"tokens {transfers.acceptance:.1%} were accepted",
         )
+    if plan.config.chooses and metrics.steps:
+        drafted = transfers.drafted / metrics.steps
+        yield (
+            "" if transfers.drafted else "rounds",
+            f"the policy chose how much to draft: {drafted:.1f} tokens per round, at most {plan.config.gamma}",
+        )
     mean = " (mean)" if metrics.prefills > 1 else ""
     yield "TTFT", _number(metrics.ttft_ms, ",.1f", f" ms to the first token{mean}")
     tpot = metrics.tpot_ms
@@ -89,7 +94,8 @@ def show(lines: Iterator[tuple[str, str]]) -> str:
 def trace_of(engine: Engine) -> TraceInMemory:
     """What `engine`, which took notes, has recorded of its requests; InputError where no token was decoded."""
     plan, recorder = engine.plan, recorder_of(engine)
-    how = f"engine run under {plan.recipe.name}, gamma {plan.setting.gamma}"
+    drafted = f"up to {plan.config.gamma} tokens drafted" if plan.config.chooses else f"gamma {plan.setting.gamma}"
+    how = f"engine run under {plan.recipe.name}, {drafted}"
     return TraceInMemory(trace_header(plan, recorder, how), recorder)
 
 
@@ -120,8 +126,14 @@ def document(engine: Engine, comparison: Comparison | None = None) -> dict[str, 
     own = _bound(engine)
     virtual = plan.options.virtual_time is not None
     setting = plan.setting
-    bound_ms = own.tpot_ms if own and virtual else None
-    result = Result(plan.recipe, metrics, setting.budget.expert, setting.cpu_experts, None, bound_ms)
+    result = Result(
+        plan.recipe,
+        metrics,
+        setting.budget.expert,
+        setting.cpu_experts,
+        bound_ms=own.tpot_ms if own and virtual else None,
+        lengths=engine.lengths() if plan.config.chooses else None,
+    )
     cutoff = {plan.recipe.name: plan.config.cutoff} if isinstance(plan.recipe.horizon, CutoffLayer) else {}
     return {
         "schema": SCHEMA,
@@ -167,8 +179,7 @@ def _bound(engine: Engine) -> Bound | None:
     recorder, setting = engine.recorder, engine.plan.setting
     if recorder is None or not recorder.tokens:
         return None
-    gamma = engine.plan.recipe.speculation.gamma(setting.gamma)
-    return bound(lambda: requests(recorder), setting.cost, repeat(gamma), setting.slots)
+    return bound(lambda: requests(recorder), setting.cost, engine.lengths(), setting.slots)
 
 
 def _kind(plan: Plan) -> str:

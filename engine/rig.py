@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
+from engine.aside import Aside
+from engine.chain import Chain
 from engine.clock import Clock, RealClock, VirtualClock
 from engine.computation import choose
 from engine.drafting import Draft
@@ -80,10 +82,15 @@ class Rig:
             )
             stack.callback(self.target.release)
             self.draft: Draft | None = None
+            self.chain: Chain | None = None
             if weights.draft is not None:
-                predicted = self.scheduler.forecast.predicted_layers
-                self.draft = Draft(weights.draft, self.driver, layers, layer_map, predicted, recorder, script)
+                predicted, speculation = self.scheduler.forecast.predicted_layers, self.scheduler.recipe.speculation
+                self.draft = Draft(weights.draft, layers, layer_map, predicted, recorder, script)
                 stack.callback(self.draft.release)
+                aside = Aside(device)
+                self.chain = Chain(self.draft, self.driver, aside, speculation, config.gamma)
+                stack.callback(self.chain.release)
+                stack.enter_context(aside)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:

@@ -31,6 +31,14 @@ class Proposal(NamedTuple):
     probability: float
     distribution: torch.Tensor | None
 
+    @property
+    def sure(self) -> float:
+        """The largest probability that the draft had for any token there.
+
+        It says nothing of which one was drawn: whoever decides by it whether to verify the token favours none.
+        """
+        return self.probability if self.distribution is None else float(self.distribution.max())
+
 
 class Verdict(NamedTuple):
     """The first `accepted` drafted tokens stand; after them the target puts out `next_token`."""

@@ -15,6 +15,7 @@ import torch
 from spmoe.state.events import Forecast
 from spmoe.trace.gates import gate_of
 from spmoe.trace.schema import Cell, PrefillLine, RejectedLine, TokenLine
+from spmoe.trace.windows import Window, window
 
 Cells = list[list[int]]
 """Experts by rank of each token: [tokens][top_k]."""
@@ -44,21 +45,30 @@ class Script:
         self._device = device
         self._cells: list[Cells] = []
         self._experts: torch.Tensor
+        self._lines: Sequence[TokenLine] = ()
         self._inputs: tuple[TokenLine | RejectedLine, ...] = ()
+        self._verified: int | None = None
+        """How many tokens the target reads in this round; None before it begins."""
+        self.right = 0
+        """How many tokens the draft gets right from the round's first one on."""
 
     def prompt(self, line: PrefillLine) -> None:
         """The pass to come reads a prompt: which token goes to which expert is not known, only how many to each."""
         self._inputs = ()
         self._set([_spread(line, layer, self._top_k) for layer in range(len(line.touched))])
 
-    def window(self, inputs: Sequence[TokenLine | RejectedLine]) -> None:
-        """The passes to come are a round whose verifier reads at most these inputs, fewer where fewer are drafted.
+    def round(self, lines: Sequence[TokenLine], gamma: int) -> Window:
+        """The passes to come are a round that begins with these lines, and verifies at most `gamma` drafted tokens;
+        returns the longest window that it may verify.
 
         Raises ValueError where a line does not tell all experts of its token.
         """
-        self._inputs = tuple(inputs)
-        layers = len(inputs[0].routed)
-        self._set([[_whole(line.routed[layer], self._top_k) for line in inputs] for layer in range(layers)])
+        whole = window(lines, gamma)
+        self._lines, self._inputs, self._verified = lines, whole.inputs, None
+        self.right = next((place for place, line in enumerate(lines) if not line.agree), len(lines))
+        layers = len(lines[0].routed)
+        self._set([[_whole(line.routed[layer], self._top_k) for line in self._inputs] for layer in range(layers)])
+        return whole
 
     def routed(self, layer: int, spoken: Spoken) -> Spoken:
         """What the trace has in place of `spoken`; the weights stay those that were computed."""
@@ -67,6 +77,7 @@ class Script:
         spoken = spoken._replace(experts=self._experts[layer, :tokens], cells=self._cells[layer][:tokens])
         if not inputs:
             return spoken
+        self._verified = tokens
         next_gate = gates = None
         if spoken.next_gate is not None:
             next_gate = tuple([_forecasts(line, "next_gate", len(self._cells))[layer + 1] for line in inputs])
@@ -75,12 +86,22 @@ class Script:
         return spoken._replace(next_gate=next_gate, gates=gates or ())
 
     def forecasts(self, token: int, first: int, end: int) -> tuple[Forecast, ...]:
-        """The draft's for layers `first` to `end` (exclusive), as it read the window's input `token`."""
-        return _forecasts(self._inputs[token], "draft", len(self._cells))[first:end]
+        """The draft's for layers `first` to `end` (exclusive), as it read the round's input `token`."""
+        return _forecasts(self._input(token), "draft", len(self._cells))[first:end]
 
     def probability(self, token: int) -> int | None:
-        """The draft's (/65536) of the token that it proposes behind the window's input `token`."""
-        return self._inputs[token].draft_prob
+        """The draft's (/65536) of the token that it proposes behind the round's input `token`."""
+        return self._input(token).draft_prob
+
+    def _input(self, token: int) -> TokenLine | RejectedLine:
+        """What the draft reads as that token, in the window or past it: as the simulator has it."""
+        verified = self._verified
+        if verified is None or token < verified:
+            return self._inputs[token]
+        if self.right < verified:  # It has gone astray; nobody recorded what it read then.
+            return self._inputs[(token - verified) % verified]
+        beyond = self._lines[verified:]
+        return window(beyond, len(beyond) - 1).inputs[token - verified]
 
     def _set(self, layers: list[Cells]) -> None:
         self._cells = layers

@@ -62,10 +62,8 @@ class Driver:
         popularity: Popularity | None = None,
         progress: Callable[[int], None] | None = None,
         runtime: Runtime = NATIVE,
-        runs_ahead: bool = True,
     ) -> None:
-        """`progress` is told the number of tokens that each step puts out.  Unless it `runs_ahead`, nothing is drafted
-        past a window, as in the engine."""
+        """`progress` is told the number of tokens that each step puts out."""
         self._scheduler = scheduler
         self._cost = cost
         self._observers = observers
@@ -110,7 +108,6 @@ class Driver:
         self._blocked_until = 0
         """Until when experts may not compute."""
         self._told = scheduler.recipe.told
-        self._runs_ahead = runs_ahead
         self._feeds_prefill = "future" in scheduler.recipe.needs
 
     def run(self, requests: Iterator[Request]) -> None:
@@ -131,7 +128,7 @@ class Driver:
         config = self._scheduler.config
         speculation = self._scheduler.recipe.speculation
         gamma = speculation.gamma(config.gamma)
-        beyond = max(0, speculation.lead(config.gamma) - 1) if self._runs_ahead else 0
+        beyond = max(0, speculation.lead(config.gamma) - 1)
         unread, policy = Unread(), self._scheduler.recipe.name
         for request in requests:
             unread.request_begun()
@@ -159,6 +156,7 @@ class Driver:
             while True:
                 effect = send(outcome)  # type: ignore[arg-type]
                 if type(effect) is ComputeLanded:
+                    self._drafting = False  # No more, where the draft went on past the window.
                     outcome = self._compute_landed(effect)
                 elif type(effect) is Compute:
                     outcome = self._spend(self._pass.experts_ns(effect.experts), None, self._blocked_until)

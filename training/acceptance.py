@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from engine.engine import Engine
-from engine.options import GAMMA
+from spmoe.setting import GAMMA
 from training.likelihood import spread
 
 PROMPTS = 24

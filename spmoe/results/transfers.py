@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spmoe.state.commands import Command, Speculate, Submit
+from spmoe.state.commands import Command, Speculate, Submit, Verify
 from spmoe.state.events import BatchArrived, Event, LayerDone, StepEnded
 
 
@@ -49,6 +49,8 @@ class TransferFold:
     def __init__(self, expert_bytes: int) -> None:
         self._expert_bytes = expert_bytes
         self._loads = self._busy_ns = self._stalled_ns = self._drafted = self._accepted = 0
+        self._window = 0
+        """Drafted tokens that the window of the step under way holds."""
         self._batches: dict[int, int] = {}
         """Loads of those submitted."""
         self._arrived: list[tuple[int, int]] = []
@@ -73,12 +75,15 @@ class TransferFold:
                 self._waits += event.waits
                 self._settle()
             elif isinstance(event, StepEnded):
+                self._drafted += self._window
                 self._accepted += event.accepted
             for command in commands:
                 if isinstance(command, Submit):
                     self._batches[command.batch] = len(command.loads)
                 elif isinstance(command, Speculate):
-                    self._drafted += command.gamma
+                    self._window = command.gamma
+                elif isinstance(command, Verify):
+                    self._window = command.drafted
         self._pending.clear()
 
     def result(self) -> Transfers:

@@ -29,6 +29,8 @@ DRAFT = DraftShape("tiny-draft", params=1_000, active_params=1_000, kv_bytes_per
 class Case:
     """A trace and the setting to run it in; `bandwidth` of the link in bytes/s.
 
+    With `chooses`, recipes that can choose the length of their drafts do so, up to `gamma`.
+
     An expert has 8 MB at 16 bits, so a load takes between 0.04 ms and 80 ms: from much less to much more than a layer.
     """
 
@@ -37,10 +39,11 @@ class Case:
     gamma: int
     cutoff: int
     bandwidth: int
+    chooses: bool = False
 
     def __repr__(self) -> str:
-        made = self.trace.header.source.how
-        return f"Case({made}, {self.slots=}, {self.gamma=}, {self.cutoff=}, {self.bandwidth=})".replace("self.", "")
+        made, own = self.trace.header.source.how, ("slots", "gamma", "cutoff", "bandwidth", "chooses")
+        return f"Case({made}, {', '.join(f'{name}={getattr(self, name)!r}' for name in own)})"
 
     @property
     def layers(self) -> int:
@@ -110,6 +113,7 @@ def cases(draw: st.DrawFn, max_layers: int = 4, max_lines: int = 9) -> Case:
         gamma=draw(st.integers(0, 4)),
         cutoff=draw(st.integers(0, layers)),
         bandwidth=draw(st.sampled_from([10**8, 10**9, 10**10, 2 * 10**11])),
+        chooses=draw(st.booleans()),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 
 from spmoe.config import SchedulerConfig
-from spmoe.state.commands import Command, DraftAhead, LayerPlan, Purpose, Reply, Speculate, Submit
+from spmoe.state.commands import Command, DraftAhead, LayerPlan, Purpose, Reply, Speculate, Submit, Verify
 from spmoe.state.events import (
     BatchArrived,
     BatchFailed,
@@ -311,8 +311,13 @@ class ContractChecker:
                 assert 0 <= reply.gamma <= event.limit
                 assert 0 <= reply.layers <= self.config.layers and reply.group >= 1
                 self.speculate = reply
-                self.drafted, self.lead = min(self.stands, reply.gamma), int(self.stands > reply.gamma)
+                self.drafted, self.lead = min(self.stands, reply.gamma), max(0, self.stands - reply.gamma)
                 self.predicted = self.stands = self._lead_layer = 0
+            case TokenDrafted() if self.phase is Phase.DRAFTING and reply is not None:
+                assert isinstance(reply, Verify) and self.config.chooses
+                assert self.drafted - 1 <= reply.drafted <= self.drafted and reply.drafted < self.speculate.gamma
+                self.speculate = self.speculate._replace(gamma=reply.drafted)
+                self.drafted, self.lead = reply.drafted, self.drafted - reply.drafted
             case LayerReached():
                 assert isinstance(reply, LayerPlan)
                 self._check_plan(event, reply, flying)

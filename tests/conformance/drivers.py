@@ -63,7 +63,8 @@ def cost_of(case: Case) -> CostModel:
 
 def set_up(recipe: Recipe, case: Case) -> tuple[SchedulerConfig, Future | None]:
     """What a scheduler needs to run the case."""
-    config, _ = configure(recipe, cost_of(case), case.slots, case.gamma, context=64, cutoff=case.cutoff)
+    most = case.gamma if case.chooses else None
+    config, _ = configure(recipe, cost_of(case), case.slots, case.gamma, 64, case.cutoff, gamma_max=most)
     future = Future(lambda: requests(case.trace), case.gamma) if "future" in recipe.needs else None
     return config, future
 
@@ -78,8 +79,8 @@ def popularity(recipe: Recipe, case: Case) -> Popularity | None:
     return None
 
 
-def simulate(recipe: Recipe, case: Case, runs_ahead: bool = True) -> Recording:
-    """The simulator; unless it `runs_ahead`, nothing is drafted past a window, as in the engine."""
+def simulate(recipe: Recipe, case: Case) -> Recording:
+    """The simulator."""
     config, future = set_up(recipe, case)
     entries: list[tuple[Event, tuple[Command, ...]]] = []
     driver = Driver(
@@ -88,7 +89,6 @@ def simulate(recipe: Recipe, case: Case, runs_ahead: bool = True) -> Recording:
         (lambda event, commands: entries.append((event, commands)),),
         popularity(recipe, case),
         runtime=recipe.runtime,
-        runs_ahead=runs_ahead,
     )
     driver.run(requests(case.trace))
     return Recording(config, future, tuple(entries))

@@ -80,7 +80,9 @@ class ScriptedModels:
     ) -> None:
         self._driver = driver
         self._config = scheduler.config
-        self._gamma = scheduler.recipe.speculation.gamma(scheduler.config.gamma)
+        speculation = scheduler.recipe.speculation
+        self._gamma = speculation.gamma(scheduler.config.gamma)
+        self._beyond = max(0, speculation.lead(scheduler.config.gamma) - 1)
         self._cost = cost
         self._store = store
         self._slots = slots
@@ -97,10 +99,13 @@ class ScriptedModels:
         if request.prefill is not None:
             driver.prefill(request.prefill.prompt_tokens, request.prefill.touched if self._knows_prompts else ())
             self._forward(PromptPass(self._cost, request.prefill, policy, self._told))
-        while lines := request.lines(gamma + 1):
-            this = StepPass(self._cost, lines, gamma, request.position, unread, policy, self._told)
-            driver.step(request.position, this.limit)
+        known = 0
+        while lines := request.lines(gamma + 1 + self._beyond):
+            this = StepPass(self._cost, lines, gamma, request.position, unread, policy, self._told, known)
+            reach = this.reach if self._beyond else 0
+            driver.step(request.position, this.limit, known, reach, lambda piece: this.outcome(piece)[1])  # noqa: B023
             self._forward(this)
+            known = this.stands
             request.advance(this.tokens)
 
     def _forward(self, script: Pass) -> None:

@@ -21,6 +21,7 @@ from tests.conformance.checker import ContractChecker
 from tests.conformance.drivers import Drive, Recording, execute, simulate, with_room
 
 CASES = dict(named_cases())
+CHOOSING = [recipe for recipe in RECIPES.values() if recipe.speculation.chooses]
 
 
 def check(recording: Recording) -> None:
@@ -90,7 +91,7 @@ def check_same(recipe: Recipe, case: Case) -> None:
     """Both drivers tell and are told the same, on the engine's own runtime; only the simulator imitates others."""
     pytest.importorskip("torch", reason="the engine needs torch")
     case = with_room(recipe, case)
-    ours, theirs = execute(recipe, case), simulate(replace(recipe, runtime=NATIVE), case, runs_ahead=False)
+    ours, theirs = execute(recipe, case), simulate(replace(recipe, runtime=NATIVE), case)
     for number, (entry, other) in enumerate(zip(ours.entries, theirs.entries, strict=False)):
         assert entry == other, f"entry {number}"
     assert len(ours.entries) == len(theirs.entries)
@@ -106,6 +107,17 @@ def test_both_drivers_do_the_same(recipe: Recipe) -> None:
 @given(recipe=st.sampled_from(list(RECIPES.values())), case=cases())
 def test_both_drivers_do_the_same_on_random_traces(recipe: Recipe, case: Case) -> None:
     check_same(recipe, case)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("recipe", CHOOSING, ids=[recipe.name for recipe in CHOOSING])
+def test_lengths_that_are_chosen(recipe: Recipe, name: str) -> None:
+    for bandwidth in (10**8, 10**9, 10**10):
+        case = with_room(recipe, replace(CASES[name], gamma=8, chooses=True, bandwidth=bandwidth))
+        recording = simulate(recipe, case)
+        check(recording)
+        check_budget(recipe, recording, case)
+        check_same(recipe, case)
 
 
 def test_tells_what_recipes_ask_for_and_nothing_else(driver: Drive) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
-from engine.drafting import Draft
+from engine.drafting import Asker, Draft
 from engine.engine import Engine
 from engine.forward import Forward
 from engine.loader import quiet
@@ -243,8 +243,8 @@ def drafting(guess: Callable[[Sequence[int]], int]) -> Iterator[None]:
     """In the block drafts propose what `guess` says of the tokens so far, whatever their models say (greedy only)."""
     propose = Draft.propose
 
-    def instead(self: Draft, tokens: Sequence[int], sampler: Sampler) -> Proposal:
-        return propose(self, tokens, sampler)._replace(token=guess(tokens))
+    def instead(self: Draft, tokens: Sequence[int], sampler: Sampler, asker: Asker) -> Proposal:
+        return propose(self, tokens, sampler, asker)._replace(token=guess(tokens))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Draft, "propose", instead)

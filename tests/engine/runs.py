@@ -97,7 +97,8 @@ def simulated(run: Run, folder: Path) -> tuple[str, dict[str, Any]]:
         setting.hardware,
         bits=setting.bits,
         slots=setting.slots,
-        gamma=setting.gamma,
+        gamma=setting.gamma if setting.gamma_max is None else None,
+        gamma_max=setting.gamma_max,
         cutoff=plan.options.cutoff,
         cpu_experts=setting.cpu_experts,
         lossy=True,
@@ -107,8 +108,7 @@ def simulated(run: Run, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def simulated_natively(run: Run) -> str:
-    """The log of a replay that runs on the engine's runtime, where the recipe has another, and as the engine drafts
-    nothing past a window."""
+    """The log of a replay that runs on the engine's runtime, where the recipe has another."""
     plan = run.plan
     stream = io.StringIO()
     log = LogWriter(stream, plan.config)
@@ -119,7 +119,6 @@ def simulated_natively(run: Run) -> str:
         (log.observe,),
         Runner(run.trace, plan.setting)._popularity(plan.recipe, plan.config),
         runtime=NATIVE,
-        runs_ahead=False,
     )
     driver.run(requests(run.trace))
     log.close()

@@ -297,7 +297,7 @@ def test_the_example_in_the_readme_runs(pair: list[str], capsys: Out) -> None:
 @pytest.mark.parametrize(
     ("commands", "begin", "end"),
     [
-        (("run",), "## Options of `run`", "## Recording"),
+        (("run",), "## Options of `run`", "## Drafting"),
         (("record",), "## Options of `record`", "## Measuring"),
         (("profile", "measure"), "## Measuring", "## Checkpoints with sums"),
     ],

@@ -32,9 +32,7 @@ from tests.engine.timed import timed_hardware  # noqa: E402
 
 TRACE = Path(__file__).parents[2] / "traces" / "pico.jsonl"
 SLOTS, GAMMA = 24, 3
-NATIVES = [
-    one for one in RECIPES.values() if one.runtime == NATIVE and one.gate is None and not one.speculation.lead(1)
-]
+NATIVES = [one for one in RECIPES.values() if one.runtime == NATIVE and one.gate is None]
 SOME = ("on-demand.lru", "spmoe.per-layer", "llamacpp.cpu-moe")
 
 
@@ -55,9 +53,9 @@ def trace() -> TraceInMemory:
     return TraceInMemory(dataclasses.replace(whole.header, tokens=tokens), lines)
 
 
-def setting_of(trace: TraceInMemory, hardware: Hardware) -> Setting:
+def setting_of(trace: TraceInMemory, hardware: Hardware, gamma: int | None = GAMMA) -> Setting:
     longest = summarise(trace).longest_request
-    return resolve_setting(trace.header, longest, hardware=hardware, bits=32, slots=SLOTS, gamma=GAMMA)
+    return resolve_setting(trace.header, longest, hardware=hardware, bits=32, slots=SLOTS, gamma=gamma)
 
 
 def configured(trace: TraceInMemory, setting: Setting, one: Recipe) -> SchedulerConfig:
@@ -83,6 +81,21 @@ def test_with_measured_times_it_decides_what_the_simulator_decides(
     setting = setting_of(trace, timed_hardware())
     assert setting.cost.blind
     assert forced(bench, trace, setting, recipe(name)) == simulated(trace, setting, recipe(name))
+
+
+@pytest.mark.parametrize("gamma", [1, 3, None])
+@pytest.mark.parametrize("name", [one.name for one in NATIVES if one.speculation.lead(1)])
+def test_drafts_go_on_past_the_window(bench: Bench, trace: TraceInMemory, name: str, gamma: int | None) -> None:
+    """While the link is awaited for as long as part of a token takes, a token, many; with a draft that goes astray."""
+    measured, seen = timed_hardware(), ""
+    assert measured.timings is not None and measured.timings.draft_token is not None
+    for share in (1, 3, 10, 30):
+        link = dataclasses.replace(measured.link, bandwidth=measured.link.bandwidth // share)
+        setting = setting_of(trace, dataclasses.replace(measured, link=link), gamma)
+        found = forced(bench, trace, setting, recipe(name))
+        assert found == simulated(trace, setting, recipe(name))
+        seen += found
+    assert "DraftAhead" in seen and "LeadStands" in seen
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -53,6 +53,15 @@ def test_half_of_the_experts_and_four_tokens_unless_asked_otherwise(pair: Pair) 
     assert plan_of(pair, gamma=0).setting.gamma == 0
 
 
+def test_the_length_is_left_to_policies_that_choose_it(pair: Pair) -> None:
+    for asked, chooses, most in (({}, True, 16), ({"gamma_max": 6}, True, 6), ({"gamma": 3}, False, 3)):
+        plan = plan_of(pair, policy="spmoe.foresight", **asked)
+        assert (plan.config.chooses, plan.config.gamma) == (chooses, most)
+    assert plan_of(pair, gamma_max=6).config.gamma == 4
+    with pytest.raises(InputError, match="only one of gamma and gamma_max"):
+        plan_of(pair, gamma=3, gamma_max=6)
+
+
 def test_bytes_of_the_type_count(pair: Pair) -> None:
     assert plan_of(pair, dtype="bfloat16").slot_bytes * 2 == plan_of(pair).slot_bytes
     assert plan_of(pair, dtype="float64").draft_bytes == 2 * plan_of(pair).draft_bytes
@@ -106,7 +115,11 @@ def test_without_a_draft(pair: Pair) -> None:
     plan = make_plan(pair[0], None, Options(device="cpu"))
     assert plan.setting.gamma == 0 and plan.draft_shape is None and plan.draft_bytes == 0
     assert "there is no draft" in plan.fallback
-    for options, said in ((Options(gamma=3), "gamma: expected a draft"), (Options(layer_map=(0,)), "layer map")):
+    for options, said in (
+        (Options(gamma=3), "gamma: expected a draft"),
+        (Options(gamma_max=3), "gamma_max: expected a draft"),
+        (Options(layer_map=(0,)), "layer map"),
+    ):
         with pytest.raises(InputError, match=said):
             make_plan(pair[0], None, options)
 

@@ -123,3 +123,17 @@ def test_a_measured_time_is_compared_with_no_model_of_another_machine(pair: tupl
         found = document(engine)
     assert found["bound"]["loads_per_token"] > 0 and found["bound"]["tpot_ms"] is None
     assert found["results"][0]["vs_bound"] is None and found["results"][0]["speedup_vs_on_demand"] is None
+
+
+def test_lengths_that_were_chosen(pair: tuple[Path, Path]) -> None:
+    plan = plan_of(pair, policy="spmoe.foresight", gamma_max=5, virtual_time="rtx-4090")
+    with Engine(plan, record=True) as engine:
+        engine.generate((1, 5, 9), 20, ignore_eos=True)
+        engine.finish()
+        found, said = document(engine), show(summary(plan, engine.metrics(), engine.transfers()))
+        mean = sum(engine.lengths()) / len(engine.lengths())
+        assert engine.transfers().drafted == sum(engine.lengths())
+    assert found["results"][0]["drafted_per_step"] == mean
+    assert found["config"]["gamma_max"] == 5
+    assert found["results"][0]["vs_bound"] >= 1  # Of its own windows.
+    assert f"the policy chose how much to draft: {mean:.1f} tokens per round, at most 5" in said

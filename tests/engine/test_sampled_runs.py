@@ -4,7 +4,9 @@ it back."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -13,17 +15,19 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 pytest.importorskip("transformers", reason="the engine needs transformers")
 
+from engine.chain import Chain
 from engine.engine import Engine
 from engine.sampling import Sampler, Verdict
 from spmoe.policy.registry import RECIPES
 from tests.engine.pairs import SOAK, Case, Pairs, prompt_of
+from tests.engine.runs import FAST
 from tests.engine.test_sampling import chi_square
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
 IDS = 8
-NEW = 4
-"""The first token comes from the prompt's pass, the others from rounds with two drafted tokens, or one at the end."""
+NEW = 5
+"""The first token comes from the prompt's pass, the others from rounds with two drafted tokens, or fewer at the end."""
 SMALL = {"vocab_size": IDS, "num_hidden_layers": 1}
 PROMPT = [3, 4]
 ROUNDS = 1000 * SOAK
@@ -45,16 +49,12 @@ def ancestral(model: Any, temperature: float) -> Any:
     return joint
 
 
-def count(pairs: Pairs, draft: str, temperature: float, rounds: int) -> Any:
+def count(pairs: Pairs, draft: str, temperature: float, rounds: int, **options: Any) -> Any:
     """How often each sequence came out, [IDS, ..., IDS]."""
     counts = torch.zeros([IDS] * NEW, dtype=torch.float64)
+    given = {"policy": "on-demand.lru", "gamma": 2, **options}
     with Engine.from_pretrained(
-        pairs.target("mixtral", **SMALL),
-        pairs.draft(draft, "mixtral", **SMALL),
-        policy="on-demand.lru",
-        slots=2,
-        gamma=2,
-        dtype="float32",
+        pairs.target("mixtral", **SMALL), pairs.draft(draft, "mixtral", **SMALL), slots=2, dtype="float32", **given
     ) as engine:
         for seed in range(rounds):
             found = engine.generate(PROMPT, NEW, temperature=temperature, seed=seed, ignore_eos=True)
@@ -78,6 +78,27 @@ def test_what_comes_out_is_distributed_as_the_target_draws(pairs: Pairs, draft: 
     counts = count(pairs, draft, temperature, ROUNDS)
     assert counts.sum() == ROUNDS
     assert min(p_values(counts, joint)) > 1e-3
+
+
+@pytest.mark.parametrize("length", [{"gamma": 1}, {"gamma": None, "gamma_max": 3}], ids=["one", "chosen"])
+def test_so_it_is_where_lengths_are_chosen_and_the_draft_goes_on(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, length: dict[str, Any]
+) -> None:
+    """With a draft that is right often enough for its tokens past the window to stand."""
+    kept = Counter[int]()
+    end = Chain.end
+
+    def counted(self: Chain, *arguments: Any) -> int:
+        found = end(self, *arguments)
+        kept[found] += 1
+        return found
+
+    monkeypatch.setattr(Chain, "end", counted)
+    joint = ancestral(pairs.eager(pairs.target("mixtral", **SMALL), torch.float64), 0.7)
+    slow = replace(FAST, link=replace(FAST.link, bandwidth=3 * 10**6))
+    counts = count(pairs, "noisy", 0.7, ROUNDS, policy="spmoe.foresight", virtual_time=slow, **length)
+    assert min(p_values(counts, joint)) > 1e-3
+    assert (sum(kept.values()) > kept[0]) == (length["gamma"] is not None)
 
 
 def test_drafts_that_are_always_accepted_do_not_pass(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,219 @@
+"""Drafts of chosen lengths, and drafts that go on past the window: the output is that of plain decoding."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the engine needs torch")
+pytest.importorskip("transformers", reason="the engine needs transformers")
+
+from engine.aside import Aside  # noqa: E402
+from engine.drafting import Asker, Draft  # noqa: E402
+from engine.engine import Engine  # noqa: E402
+from engine.options import Options  # noqa: E402
+from engine.plan import make_plan  # noqa: E402
+from engine.sampling import Proposal, Sampler  # noqa: E402
+from spmoe.log import LogWriter, verify_log  # noqa: E402
+from spmoe.machine.hardware import Hardware  # noqa: E402
+from spmoe.state.commands import Command, DraftAhead, Verify  # noqa: E402
+from spmoe.state.events import DraftPredicted, Event, LeadStands, LinkAwaited  # noqa: E402
+from tests.conformance.checker import ContractChecker  # noqa: E402
+from tests.engine.pairs import SOAK, Pairs  # noqa: E402
+from tests.engine.runs import FAST  # noqa: E402
+from tests.engine.tiny import tokens  # noqa: E402
+
+WAITING = replace(FAST, link=replace(FAST.link, bandwidth=3 * 10**6))
+"""Its link takes a tiny expert ten times as long as the draft a token: the draft goes on far."""
+PATIENT = replace(FAST, gpu=replace(FAST.gpu, layer_overhead_ns=10**7))
+"""By its figures a draft's token takes longer than it does in a test, so that it may go on in real time, too."""
+SHORT = replace(FAST, link=replace(FAST.link, bandwidth=2 * 10**7))
+"""Its link takes an expert hardly longer than the draft a token: often a token is only begun."""
+LINK_GBPS = 2e-4
+LENGTHS: dict[str, dict[str, int]] = {"three": {"gamma": 3}, "one": {"gamma": 1}, "open": {}, "few": {"gamma_max": 4}}
+
+pytestmark = pytest.mark.usefixtures("no_network")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    return Pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+class Watched(Engine):
+    """An engine under `spmoe.foresight`, whose run is held against the contract and counted."""
+
+    def __init__(self, target: Path, draft: Path | None, machine: Hardware | None, **options: Any) -> None:
+        """In virtual time on `machine`, or in real time with a slow link where there is none."""
+        time = {"hardware": PATIENT, "link_gbps": LINK_GBPS} if machine is None else {"virtual_time": machine}
+        given = {"policy": "spmoe.foresight", "slots": 6, "context": 128, "dtype": "float32", **time, **options}
+        plan = make_plan(target, draft, Options(**given))
+        self.seen: Counter[str] = Counter()
+        self.checker = ContractChecker(plan.config)
+        self.written = io.StringIO()
+        self.log = LogWriter(self.written, plan.config)
+        super().__init__(plan, [self.checker.observe, self.log.observe, self._count])
+
+    def verify(self, folder: Path) -> None:
+        """The run is over: its log repeats, and nothing is half done."""
+        self.finish()
+        self.checker.finish()
+        self.log.close()
+        (folder / "log").write_text(self.written.getvalue())
+        verify_log(folder / "log")
+
+    def _count(self, event: Event, commands: tuple[Command, ...]) -> None:
+        self.seen[type(event).__name__] += 1
+        for command in commands:
+            self.seen[type(command).__name__] += 1
+            if isinstance(command, Verify):
+                self.seen["dropped"] += command.drafted == getattr(event, "token", None)
+
+
+def prompts(count: int) -> list[list[int]]:
+    return [tokens(length, seed).tolist()[0] for seed, length in zip(range(count), (5, 1, 21, 9, 33), strict=False)]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("draft", ["itself", "noisy", "random"])
+def test_every_token_is_that_of_plain_decoding(tmp_path: Path, pairs: Pairs, draft: str, length: str) -> None:
+    target = pairs.target("mixtral")
+    with Watched(target, pairs.draft(draft, "mixtral"), WAITING, **LENGTHS[length]) as engine:
+        for prompt in prompts(3 * SOAK):
+            for budget in (1, 2, 5, 23):
+                expected = pairs.plain(target, torch.float32, prompt, budget, None).tokens
+                assert list(engine.generate(prompt, budget, ignore_eos=True).tokens) == expected
+        engine.verify(tmp_path)
+    assert engine.seen[DraftAhead.__name__] > 10
+    assert engine.seen[LeadStands.__name__] > 0 or draft == "random"
+
+
+@pytest.mark.parametrize("length", ["three", "open"])
+def test_so_it_is_in_real_time(tmp_path: Path, pairs: Pairs, length: str) -> None:
+    target = pairs.target("mixtral")
+    with Watched(target, pairs.draft("itself", "mixtral"), None, **LENGTHS[length]) as engine:
+        for prompt in prompts(2):
+            expected = pairs.plain(target, torch.float32, prompt, 12, None).tokens
+            assert list(engine.generate(prompt, 12, ignore_eos=True).tokens) == expected
+        engine.verify(tmp_path)
+    assert engine.seen[LinkAwaited.__name__] > 0
+
+
+@pytest.mark.parametrize("length", ["three", "few"])
+@pytest.mark.parametrize("draft", ["itself", "noisy"])
+def test_the_end_may_be_anywhere(tmp_path: Path, pairs: Pairs, draft: str, length: str) -> None:
+    """Inside the window, at its end, behind it, and among what was drafted past it."""
+    prompt = tokens(7, 0).tolist()[0]
+    text = pairs.plain(pairs.target("mixtral"), torch.float32, prompt, 24, None).tokens
+    fresh = [place for place, token in enumerate(text) if token not in text[:place]]
+    for place in fresh[:6]:
+        target = pairs.target("mixtral", 0, eos_token_id=text[place])
+        with Watched(target, pairs.draft(draft, "mixtral"), WAITING, **LENGTHS[length]) as engine:
+            for _ in range(2):  # The second knows the draft, and goes on with a warm cache.
+                assert list(engine.generate(prompt, 24).tokens) == text[: place + 1]
+            engine.verify(tmp_path)
+
+
+def test_tokens_are_dropped_and_kept(pairs: Pairs) -> None:
+    """What the tests above try comes up: a token drafted in vain, lengths chosen, tokens kept for the next round."""
+    seen: Counter[str] = Counter()
+    for draft in ("itself", "noisy"):
+        with Watched(pairs.target("mixtral"), pairs.draft(draft, "mixtral"), WAITING) as engine:
+            for prompt in prompts(3):
+                engine.generate(prompt, 30, ignore_eos=True)
+        seen += engine.seen
+    assert min(seen[name] for name in ("Verify", "dropped", "LeadStands", "DraftAhead")) > 0
+    assert engine.lengths() and max(engine.lengths()) <= 16
+
+
+@pytest.mark.parametrize("length", ["three", "open"])
+def test_a_token_half_read_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, pairs: Pairs, length: str) -> None:
+    """All that the draft proposes is what its model would say of the tokens before, read at once."""
+    folder = pairs.draft("noisy", "mixtral")
+    assert folder is not None
+    reference = pairs.eager(folder, torch.float64)
+    propose, forget = Draft.propose, Draft.forget
+    half_read = 0
+
+    def compared(self: Draft, so_far: Sequence[int], sampler: Sampler, asker: Asker) -> Proposal:
+        found = propose(self, so_far, sampler, asker)
+        assert found.token == int(reference(input_ids=torch.tensor([so_far])).logits[0, -1].argmax())
+        return found
+
+    def checked(self: Draft, length: int) -> None:
+        nonlocal half_read
+        layers: list[Any] = self._cache.layers
+        half_read += len({layer.get_seq_length() for layer in layers}) > 1
+        forget(self, length)
+        assert {layer.get_seq_length() for layer in layers} <= {self._seen}
+
+    monkeypatch.setattr(Draft, "propose", compared)
+    monkeypatch.setattr(Draft, "forget", checked)
+    with Watched(pairs.target("mixtral"), folder, SHORT, dtype="float64", **LENGTHS[length]) as engine:
+        for prompt in prompts(3):
+            engine.generate(prompt, 20, ignore_eos=True)
+    assert half_read
+
+
+@pytest.mark.parametrize("machine", [WAITING, None], ids=["virtual", "real"])
+def test_an_error_past_the_window_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, pairs: Pairs, machine: Hardware | None
+) -> None:
+    """In the middle of the draft's forward pass."""
+    passed = Draft._passed
+
+    def fails(self: Draft, *arguments: Any) -> None:
+        if isinstance(self._asker, Aside):
+            assert threading.current_thread() is not threading.main_thread()
+            raise ArithmeticError("no such number")
+        passed(self, *arguments)
+
+    monkeypatch.setattr(Draft, "_passed", fails)
+    with Watched(pairs.target("mixtral"), pairs.draft("itself", "mixtral"), machine, gamma=2) as engine:
+        with pytest.raises(ArithmeticError, match="no such number"):
+            engine.generate((1, 5, 9), 20, ignore_eos=True)
+        with pytest.raises(RuntimeError, match="in the middle of one by an error"):
+            engine.generate((1, 5, 9), 20)
+    with pytest.raises(RuntimeError):
+        engine.generate((1, 5, 9), 20)
+
+
+def test_an_interrupt_past_the_window_leaves_nothing_running(pairs: Pairs) -> None:
+    """With the draft stopped in the middle of its pass, and batches on the link."""
+
+    def interrupt(event: Event, _commands: tuple[Command, ...]) -> None:
+        if isinstance(event, DraftPredicted) and engine.checker.granted is not None:
+            raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Watched(pairs.target("mixtral"), pairs.draft("itself", "mixtral"), WAITING, gamma=2) as engine,
+    ):
+        engine._driver._observers = (*engine._driver._observers, interrupt)
+        engine.generate((1, 5, 9), 20, ignore_eos=True)
+
+
+def test_a_draft_that_takes_too_long_does_not_go_on(pairs: Pairs) -> None:
+    """By the figures of a machine on which it takes no time at all."""
+    fast = replace(FAST, gpu=replace(FAST.gpu, layer_overhead_ns=1))
+    pair = pairs.target("mixtral"), pairs.draft("itself", "mixtral")
+    with Watched(*pair, None, gamma=3, hardware=fast) as engine:
+        engine.generate((1, 5, 9), 12, ignore_eos=True)
+        told = engine.seen[LinkAwaited.__name__]
+        engine.generate((1, 5, 9), 12, ignore_eos=True)
+        assert engine.seen[LinkAwaited.__name__] == told
+    assert engine.seen["LayerDone"] > 0
