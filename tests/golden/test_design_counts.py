@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from statistics import mean
 
@@ -67,7 +68,7 @@ def lru_loads(needs: Iterator[list[int]], slots: int) -> int:
 def min_loads(trace: TraceInMemory, gamma: int, slots: int) -> int:
     """L of the bound."""
     cost = resolve_setting(trace.header, longest_request=338, slots=slots, gamma=gamma).cost
-    return bound(lambda: requests(trace), cost, gamma, slots).loads
+    return bound(lambda: requests(trace), cost, repeat(gamma), slots).loads
 
 
 def test_the_recording_is_read_whole() -> None:

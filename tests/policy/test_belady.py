@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, repeat
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ COUNTS = {
 
 
 def solve(case: Case) -> Bound:
-    return bound(lambda: requests(case.trace), cost_of(case), case.gamma, case.slots)
+    return bound(lambda: requests(case.trace), cost_of(case), repeat(case.gamma), case.slots)
 
 
 def counts(found: Bound) -> tuple[int, int, int, int]:
@@ -110,6 +110,6 @@ def test_the_counts_of_the_real_trace() -> None:
     mixtral = model_shape(geometry("mixtral-8x7b"))
     _, lines = import_trace(REAL, "vllm-jsonl", mixtral, None, Rates(1.0, 1.0, 1.0), seed=0)
     cost = CostModel(geometry("mixtral-8x7b"), load_hardware("rtx-4090"), 16, None)
-    found = {(gamma, slots): bound(lambda: requests(lines), cost, gamma, slots) for gamma, slots in COUNTS}
+    found = {(gamma, slots): bound(lambda: requests(lines), cost, repeat(gamma), slots) for gamma, slots in COUNTS}
     assert {key: each.loads for key, each in found.items()} == COUNTS
     assert (found[0, 32].needs, found[4, 32].needs) == (21_558, 11_638)
