@@ -2,7 +2,7 @@
 
     python -m benchmarks.worst_case
 
-replays the first 400 tokens of every trace in `traces` at several cache shares and widths on profiles of an RTX 3090
+replays the first 400 tokens of every trace in `traces` at several cache shares and 4.25 bits on profiles of an RTX 3090
 and a 4090.  `spmoe.foresight` chooses the length of its drafts; every peer runs at its own best fixed gamma of 0, 1, 2,
 4, 8 and 16, without speculation too.  Left out are policies that know the future or change the output.  Peers that use
 the CPU are compared with foresight that does, the others with foresight that does not.
@@ -36,11 +36,10 @@ from spmoe.trace.summary import summarise
 TRACES = ("mixtral", "deepseek-v2-lite", "pico", "pico-32l")
 HARDWARE = ("rtx-4090", "rtx-3090")
 CACHES = (0.125, 0.25, 0.5, 0.75)
-BITS = ("4.25", "16")
 GAMMAS = (0, 1, 2, 4, 8, 16)
 USUAL = 4
 TOKENS = 400
-BEST = 4
+BEST = 3
 """So many peers of a setting, with the CPU and without, run at every length."""
 OURS = "spmoe.foresight"
 ORACLES = frozenset({"future", "hindsight"})
@@ -56,7 +55,6 @@ class Place(NamedTuple):
 
     trace: str
     hardware: str
-    bits: str
     cache: float
 
 
@@ -90,7 +88,6 @@ def setting_of(cell: Cell) -> Setting:
         trace.header,
         summarise(trace).longest_request,
         hardware=place.hardware,
-        bits=place.bits,
         cache=place.cache,
         gamma=cell.gamma,
         cpu_experts=cell.cpu,
@@ -164,13 +161,7 @@ class Comparison:
 
 def places(hardware: Iterable[str]) -> Iterator[Place]:
     """All of them on these machines."""
-    return (
-        Place(trace, machine, bits, share)
-        for trace in TRACES
-        for machine in hardware
-        for bits in BITS
-        for share in CACHES
-    )
+    return (Place(trace, machine, share) for trace in TRACES for machine in hardware for share in CACHES)
 
 
 def lengths(policy: str) -> tuple[int, ...]:
