@@ -5,8 +5,8 @@
 imports the recording of Mixtral-8x7B in DIR (`mixtral-8x7b-instruct.humaneval.jsonl`, see docs/validation.md) once per
 seed, with a draft that agrees 97 times in 100 and forecasts of accuracy 0.889, and replays it on an RTX 4090's profile
 with a draft of 8 ms per token.  Tables come of it, means over all seeds or (the last two) ten.  *Ablation*: every part
-at gamma 4, none uses the CPU.  *Chosen*: all parts at lengths of their own choosing, with no CPU, with the profile's and
-with one four times slower.  *Peers*: policies that know no future, each at its own best fixed gamma, chosen on the
+at gamma 4, none uses the CPU.  *Chosen*: all parts at lengths of their own choosing, with no CPU, the profile's CPU and
+one four times slower.  *Peers*: policies that know no future, each at its own best fixed gamma, chosen on the
 first seed; those that were best there are run on all.  *Lengths*: the same policy at lengths of its own choosing and at
 its best fixed gamma in hindsight, where the draft agrees less often.  *Split*: what the CPU adds at gamma 4.  Loads and
 times are told as multiples of the bound of gamma 4, fetch-only, in the same setting.

@@ -98,9 +98,9 @@ def configure(
     finds none in the profile.
     """
     model = cost.geometry
-    chooses = bool(gamma_max) and recipe.speculation.chooses
-    if chooses:
-        gamma = gamma_max or 0
+    chooses = gamma_max is not None and recipe.speculation.chooses
+    if gamma_max is not None and chooses:
+        gamma = gamma_max
     window = recipe.speculation.gamma(gamma) + 1
     touched, tokens = even_window(model, window)
     expert_bytes = model.expert_bytes(cost.bits)

@@ -178,7 +178,8 @@ class NextUses(Forecast):
         """A token has spoken of `layer` and those after it."""
         self._heard = True
         if self._drafted is None or token <= self._drafted:
-            self._said.hear(layer, forecasts)
+            ahead = max(layer, self._reached + 1)  # Of layers that have passed the truth is known.
+            self._said.hear(ahead, forecasts[ahead - layer :])
             return
         stands = ONE
         for chance in self._chances[self._window : token]:

@@ -21,6 +21,7 @@ RESULT_FIELDS = {
     "fetch_only": bool,
     "lossless": bool,
     "speculates": bool,
+    "drafted_per_step": float,
     "tpot_ms": float,
     "ttft_ms": float,
     "tokens": int,
@@ -41,7 +42,7 @@ RESULT_FIELDS = {
     "vs_bound": float,
     "events": int,
 }
-MAY_BE_NULL = {"ttft_ms", "prefetch_precision", "prefetch_recall"}
+MAY_BE_NULL = {"drafted_per_step", "ttft_ms", "prefetch_precision", "prefetch_recall"}
 
 
 def outputs(folder: Path, trace: Path, seed: str) -> dict[str, bytes]:

@@ -144,21 +144,39 @@ def test_the_draft_does_not_go_on_where_it_would_delay_what_arrives() -> None:
 
 def test_what_is_drafted_past_the_window_says_who_comes_back() -> None:
     forecast = NextUses(Shape(1, 4, 1))
+
+    def said(at: int, token: int, expert: int, chance: int) -> None:
+        forecast.draft_predicted(DraftPredicted(at, token, 0, (((expert, ONE),),)))
+        forecast.token_drafted(TokenDrafted(at, token, chance), chance)
+
+    # A window of two: of its first token's proposal and of its own, which is the first past the window, the draft is
+    # half sure.  So what it reads there counts for a quarter.
     forecast.step_begun(StepBegun(0, 1), 1)
+    said(5, 0, 0, ONE // 2)
+    forecast.settled(1)
     forecast.layer_reached(LayerReached(10, 0, (0,), (2,)))
     before = forecast.soonness.copy()
-    past = DraftPredicted(20, 2, 0, (((3, ONE),),))
-    forecast.draft_predicted(past)
+    said(15, 1, 0, ONE // 2)
+    assert (forecast.soonness == before).all()  # It has read the window's last token: of that the layer has told.
+    said(20, 2, 3, ONE)
     after = forecast.soonness.copy()
     assert after[3] > before[3] and (after[:3] <= before[:3]).all()
     forecast.step_ended(0)  # Dropped.
     assert (forecast.soonness == before).all()
-    forecast.draft_predicted(past)
-    # It did not stand once of once: with the even chance at first, the draft's word counts for a third.
-    assert before[3] < forecast.soonness[3] < after[3]
+
+
+def test_what_was_drafted_past_the_window_is_of_the_next_one_when_it_stands() -> None:
+    forecast = NextUses(Shape(1, 4, 1))
+    forecast.step_begun(StepBegun(0, 0), 0)
+    forecast.settled(0)
+    forecast.layer_reached(LayerReached(10, 0, (0,), (1,)))
+    for token, expert in enumerate((0, 3)):
+        forecast.draft_predicted(DraftPredicted(20, token, 0, (((expert, ONE),),)))
+        forecast.token_drafted(TokenDrafted(20, token, ONE), ONE // 2)
+    past = forecast.soonness.copy()
     forecast.step_ended(1)
     forecast.step_begun(StepBegun(30, 1), 1)
-    assert forecast.soonness[3] > after[3]  # Now it is of this pass, and certain to be verified.
+    assert forecast.soonness[3] > past[3]  # Now it is of this pass, and certain to be verified.
     sure = forecast.soonness.copy()
-    forecast.draft_predicted(past._replace(token=0))  # As the draft said already.
+    forecast.draft_predicted(DraftPredicted(40, 0, 0, (((3, ONE),),)))  # As the draft said already.
     assert (forecast.soonness == sure).all()
