@@ -52,7 +52,8 @@ class Said:
 
         As long as not all of `tokens` have spoken, what they may still name comes by its rate.
         """
-        silent = ONE - ONE * min(self._tokens[layer], tokens) // max(tokens, 1)
+        tokens = max(tokens, 1)
+        silent = ONE - ONE * min(self._tokens[layer], tokens) // tokens
         rest = trust.unnamed()
         needed: Ints = rates * (rest + (ONE - rest) * silent // ONE) // ONE
         for expert, spared in self._spared[layer].items():

@@ -170,9 +170,9 @@ def test_what_was_drafted_past_the_window_is_of_the_next_one_when_it_stands() ->
     forecast.step_begun(StepBegun(0, 0), 0)
     forecast.settled(0)
     forecast.layer_reached(LayerReached(10, 0, (0,), (1,)))
-    for token, expert in enumerate((0, 3)):
-        forecast.draft_predicted(DraftPredicted(20, token, 0, (((expert, ONE),),)))
-        forecast.token_drafted(TokenDrafted(20, token, ONE), ONE // 2)
+    for read, expert in enumerate((0, 3)):
+        forecast.draft_predicted(DraftPredicted(20, read, 0, (((expert, ONE),),)))
+        forecast.token_drafted(TokenDrafted(20, read, ONE), ONE // 2)
     past = forecast.soonness.copy()
     forecast.step_ended(1)
     forecast.step_begun(StepBegun(30, 1), 1)
