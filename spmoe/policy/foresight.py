@@ -152,12 +152,12 @@ class NextUses(Forecast):
 
     def token_drafted(self, event: TokenDrafted, chance: int) -> None:
         self._chances.append(chance)
+        if self._drafted is not None:
+            self._leads = _product(self._chances[: self._window])
 
     def settled(self, drafted: int) -> None:
         self._drafted, self._window = drafted, drafted + 1
-        self._leads = ONE
-        for chance in self._chances[: self._window]:
-            self._leads = self._leads * chance // ONE
+        self._leads = _product(self._chances[: self._window])
         if len(self._words) > self._window:
             self._said.clear()
             self._listen()
@@ -181,10 +181,7 @@ class NextUses(Forecast):
             ahead = max(layer, self._reached + 1)  # Of layers that have passed the truth is known.
             self._said.hear(ahead, forecasts[ahead - layer :])
             return
-        stands = ONE
-        for chance in self._chances[self._window : token]:
-            stands = stands * chance // ONE
-        self._past.hear(layer, forecasts, stands)
+        self._past.hear(layer, forecasts, _product(self._chances[self._window : token]))
 
     def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
         layer = self._reached = event.layer
@@ -246,6 +243,14 @@ class NextUses(Forecast):
             expected -= int(rates[expert])
             surprises -= needed
         self._trust.learn_unnamed(expected, surprises)
+
+
+def _product(chances: Iterable[int]) -> int:
+    """The probability (/`ONE`) of all of them."""
+    product = ONE
+    for chance in chances:
+        product = product * chance // ONE
+    return product
 
 
 class ExpectedOrder(ScoredOrder):
