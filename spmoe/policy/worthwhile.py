@@ -99,7 +99,8 @@ class WorthwhileLoads(NextUses):
         load, spare = self._pace.load_ns, self._spare()
         first = self._next_layer * self._experts
         chances = self._needed[first:]
-        worth = (chances * (load + spare) > ONE * load) & self._order.absent(first, len(self._needed))
+        delay = self._delay()
+        worth = (chances * (delay + spare) > ONE * delay) & self._order.absent(first, len(self._needed))
         found = worth.nonzero()[0]
         if not len(found):
             self._may_find = False
@@ -118,8 +119,13 @@ class WorthwhileLoads(NextUses):
         one does."""
         load, chances = self._pace.load_ns, self._needed
         ahead = victim >= self._next_layer * self._experts
-        lost = ONE - chances[key] + (chances[victim] if ahead else chances[victim] // 2)
-        return super().worth(key, victim) and bool(chances[key] * self._offered_at > lost * load)
+        lost = (ONE - chances[key]) * self._delay() + (chances[victim] if ahead else chances[victim] // 2) * load
+        return super().worth(key, victim) and bool(chances[key] * self._offered_at > lost)
+
+    def _delay(self) -> int:
+        """How much later the next demand load comes by a load that nobody needs: not at all where the link is so fast
+        that it is over before the next layer asks."""
+        return 0 if not self._drafting and self._pace.load_ns <= self._pace.layer_ns else self._pace.load_ns
 
     def _spare(self) -> int:
         """How much of a load that begins now, or as soon as the link is free, would be over before somebody else asks
