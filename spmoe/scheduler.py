@@ -346,7 +346,7 @@ class Scheduler:
         ):
             self._refuse(event)
         first, layers, pace = self._lead_layer, self.config.layers, self.config.pace
-        if self._lead >= self._lead_limit or not self.residency.pinned.isdisjoint(self.residency.resident):
+        if self._lead >= self._lead_limit or not self.residency.resident.keys().isdisjoint(self.residency.pinned):
             return None
         end = min(first + self._lead_piece, layers)
         # The draft is not to be interrupted: it may go on where it is through before there is something to compute.

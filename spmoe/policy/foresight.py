@@ -89,9 +89,9 @@ class NextUses(Forecast):
         """Tokens of a step."""
         self._prompt = 0
         """Tokens of the prompt that is read; 0 in a step."""
-        self._said = Said()
+        self._said = Said(shape)
         """What the draft says of the layers ahead in this pass."""
-        self._past = Said()
+        self._past = Said(shape)
         """What it says of the next pass, where it has gone past the window."""
         self._words: list[list[Prediction]] = []
         """What the draft has said of all layers, as far as it has come, by tokens from the window's first one on."""
@@ -108,8 +108,10 @@ class NextUses(Forecast):
         self._soonness = np.zeros(layers * experts, np.int64)
         self._needed = np.zeros(layers * experts, np.int64)
         """How likely (/ONE) each key is needed by the pass that comes to its layer next."""
-        for layer in range(layers):
-            self._expect(layer, layer)
+        self._soonness_of = self._soonness.reshape(layers, experts)
+        self._needed_of = self._needed.reshape(layers, experts)
+        self._first_visits = ONE * np.arange(layers)[:, None]
+        self._expect(list(range(layers)), 0)
 
     @property
     def soonness(self) -> Ints:
@@ -163,9 +165,10 @@ class NextUses(Forecast):
             self._listen()
 
     def step_ended(self, stands: int) -> None:
-        for layer in self._past:
-            self._expect(layer, (self._pass + 1) * self._layers + layer)
-        self._past.clear()
+        told = self._past.layers()
+        if told:
+            self._expect(told, self._pass + 1)
+            self._past.clear()
         kept = self._window if stands else len(self._words)
         del self._words[:kept], self._chances[:kept]
 
@@ -197,9 +200,9 @@ class NextUses(Forecast):
         else:
             self._rates.learn(layer, event.experts, event.tokens, self._window)
         if layer in self._past:
-            self._expect_past(layer)
+            self._expect_past([layer])
         else:
-            self._expect(layer, (self._pass + 1) * self._layers + layer)
+            self._expect(layer, self._pass + 1)
         return NOTHING
 
     def _begin(self, prompt: int) -> None:
@@ -208,41 +211,41 @@ class NextUses(Forecast):
         self._reached = -1
         self._said.clear()
 
-    def _expect(self, layer: int, visit: int, needed: Ints | None = None) -> None:
-        """The experts of `layer` may be needed at `visit` next, with these probabilities; without any, by their
-        rates."""
-        rates, first = self._rates.of(layer), layer * self._experts
+    def _expect(self, layers: int | list[int], comes: int, needed: Ints | None = None) -> None:
+        """The experts of a layer, or of several, may be needed in pass `comes` next, with these probabilities; without
+        any, by their rates."""
+        rates = self._rates.of(layers)
         if needed is None:
             needed = rates
         rests = self._layers * ONE * (ONE - needed) // rates
-        self._soonness[first : first + self._experts] = -(visit * ONE + rests)
-        self._needed[first : first + self._experts] = needed
+        self._soonness_of[layers] = -comes * self._layers * ONE - self._first_visits[layers] - rests
+        self._needed_of[layers] = needed
 
     def _heed(self) -> None:
         """Take in what the draft has said."""
         self._heard = False
-        for layer in self._said.news():
-            needed = self._said.needed(layer, self._rates.of(layer), self._trust, self._window - 1)
-            self._expect(layer, self._pass * self._layers + layer, needed)
-        for layer in self._past.news():
-            if layer <= self._reached:
-                self._expect_past(layer)
+        ahead = self._said.news()
+        if ahead:
+            needed = self._said.needed(ahead, self._rates.of(ahead), self._trust, self._window - 1)
+            self._expect(ahead, self._pass, needed)
+        passed = [layer for layer in self._past.news() if layer <= self._reached]
+        if passed:
+            self._expect_past(passed)
 
-    def _expect_past(self, layer: int) -> None:
-        """The draft has spoken of a layer in the next pass; whether that stands is another question."""
-        rates = self._rates.of(layer)
-        needed = self._past.needed(layer, rates, self._trust, self._window - 1)
-        needed = rates + (needed - rates) * self._leads // ONE
-        self._expect(layer, (self._pass + 1) * self._layers + layer, needed)
+    def _expect_past(self, layers: list[int]) -> None:
+        """The draft has spoken of layers in the next pass; whether that stands is another question."""
+        rates = self._rates.of(layers)
+        needed = self._past.needed(layers, rates, self._trust, self._window - 1)
+        self._expect(layers, self._pass + 1, rates + (needed - rates) * self._leads // ONE)
 
     def _judge(self, layer: int, experts: Sequence[int]) -> None:
         """Compare what the draft said of a layer with the truth."""
-        rates = self._rates.of(layer)
-        expected, surprises = int(rates.sum()), len(experts)
+        rates = self._rates.of(layer).tolist()
+        expected, surprises = sum(rates), len(experts)
         for expert, sure in self._said.named(layer).items():
             needed = expert in experts
             self._trust.learn(sure, needed)
-            expected -= int(rates[expert])
+            expected -= rates[expert]
             surprises -= needed
         self._trust.learn_unnamed(expected, surprises)
 

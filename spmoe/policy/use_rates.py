@@ -5,6 +5,7 @@ All numbers are integers over `ONE`, moved by shifts and whole divisions, so tha
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,10 +38,11 @@ class UseRates:
         start = ONE * shape.top_k // shape.experts
         self._averages = np.full((shape.layers, 2, shape.experts), start, np.int64)
         self._shifts = np.array(((FAST,), (SLOW,)))
+        self._rates = np.full((shape.layers, shape.experts), max(start, LEAST), np.int64)
 
-    def of(self, layer: int) -> Ints:
-        """The rates of a layer's experts, [experts], `LEAST` to `ONE`."""
-        rates: Ints = np.maximum(self._averages[layer].sum(axis=0) >> 1, LEAST)
+    def of(self, layers: int | Sequence[int]) -> Ints:
+        """The rates of a layer's experts, [experts], or of several layers', [layers, experts]: `LEAST` to `ONE`."""
+        rates: Ints = self._rates[layers]
         return rates
 
     def learn(self, layer: int, experts: Sequence[int], tokens: Sequence[int], window: int) -> None:
@@ -53,9 +55,11 @@ class UseRates:
 
     def _move(self, layer: int, experts: Sequence[int], uses: Sequence[int]) -> None:
         averages = self._averages[layer]
-        used = np.zeros(averages.shape[1], np.int64)
-        used[list(experts)] = uses
-        averages += (used - averages) >> self._shifts
+        used = array("q", bytes(8 * averages.shape[1]))
+        for expert, use in zip(experts, uses, strict=True):
+            used[expert] = use
+        averages += (np.frombuffer(used, np.int64) - averages) >> self._shifts
+        np.maximum((averages[0] + averages[1]) >> 1, LEAST, out=self._rates[layer])
 
 
 class Trust:
@@ -68,13 +72,18 @@ class Trust:
     def __init__(self) -> None:
         self._needed = [_PRIOR * (2 * index + 1) * ONE // (2 * _BINS) for index in range(_BINS)]
         self._named = [_PRIOR * ONE] * _BINS
+        self._chances = np.zeros(_BINS + 2, np.int64)
+        """Per bin, how likely those in it are needed; then, for those that are quite sure, the last bin's again; and 0 for
+        those that are not named, which -1 finds."""
+        for index in range(_BINS):
+            self._note(index)
         self._unnamed_needed = _PRIOR * ONE
         self._unnamed_expected = 2 * _PRIOR * ONE
 
-    def named(self, sure: int) -> int:
-        """The probability that an expert is needed of which the draft is `sure` (/`ONE`)."""
-        index = min(sure >> _BINS_SHIFT, _BINS - 1)
-        return self._needed[index] * ONE // self._named[index]
+    def named(self, sure: Ints) -> Ints:
+        """The probabilities that experts are needed of which the draft is so `sure` (/`ONE`); 0 where that is -1."""
+        chances: Ints = self._chances[sure >> _BINS_SHIFT]
+        return chances
 
     def unnamed(self) -> int:
         """By how much (/`ONE`) an expert that the draft does not name is less needed than its rate says."""
@@ -85,9 +94,15 @@ class Trust:
         index = min(sure >> _BINS_SHIFT, _BINS - 1)
         self._named[index] += ONE
         self._needed[index] += needed * ONE
+        self._note(index)
 
     def learn_unnamed(self, expected: int, needed: int) -> None:
         """Of the experts of a layer that the draft did not name, `needed` were, where their rates add up to
         `expected`."""
         self._unnamed_expected += expected
         self._unnamed_needed += needed * ONE
+
+    def _note(self, index: int) -> None:
+        """A bin has changed."""
+        self._chances[index] = self._needed[index] * ONE // self._named[index]
+        self._chances[_BINS] = self._chances[_BINS - 1]
