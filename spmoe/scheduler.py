@@ -175,7 +175,7 @@ class Scheduler:
         reply = self._handlers[type(event)](event)
         self._time = event.time
         if self._looks_ahead:
-            wishes = self.forecast.top_up(event.time, len(self.queue), len(self._submitted))
+            wishes = self.forecast.top_up(event.time, len(self._demands) + len(self._prefetches), len(self._submitted))
             if wishes:
                 self._wish(wishes, Purpose.PREFETCH)
         if (self._demands or self._prefetches) and len(self._submitted) < self._depth:

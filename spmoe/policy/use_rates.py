@@ -14,6 +14,8 @@ from spmoe.policy.row_similarity import Ints
 from spmoe.state.keys import Shape
 
 ONE = 1 << 16
+WHOLE = np.array(ONE)
+"""The same for arrays: numpy reckons with it in half the time that a plain integer takes it."""
 
 FAST, SLOW = 2, 5
 """The two memories: every pass moves them by 1/4 and 1/32 of the difference."""
@@ -21,7 +23,10 @@ FAST, SLOW = 2, 5
 LEAST = ONE >> 6
 """No expert's rate counts as less: what was never seen may come all the same."""
 
+_HALF, _LEAST = np.array(1), np.array(LEAST)
+
 _BINS_SHIFT = 12
+_SHIFT = np.array(_BINS_SHIFT)
 _BINS = ONE >> _BINS_SHIFT
 _PRIOR = 4
 """Passes that a bin is worth before anything was seen: until then a forecast means what it says."""
@@ -40,8 +45,8 @@ class UseRates:
         self._shifts = np.array(((FAST,), (SLOW,)))
         self._rates = np.full((shape.layers, shape.experts), max(start, LEAST), np.int64)
 
-    def of(self, layers: int | Sequence[int]) -> Ints:
-        """The rates of a layer's experts, [experts], or of several layers', [layers, experts]: `LEAST` to `ONE`."""
+    def of(self, layers: slice) -> Ints:
+        """The rates of these layers' experts, [layers, experts], `LEAST` to `ONE`; a view."""
         rates: Ints = self._rates[layers]
         return rates
 
@@ -59,7 +64,7 @@ class UseRates:
         for expert, use in zip(experts, uses, strict=True):
             used[expert] = use
         averages += (np.frombuffer(used, np.int64) - averages) >> self._shifts
-        np.maximum((averages[0] + averages[1]) >> 1, LEAST, out=self._rates[layer])
+        np.maximum((averages[0] + averages[1]) >> _HALF, _LEAST, out=self._rates[layer])
 
 
 class Trust:
@@ -73,8 +78,8 @@ class Trust:
         self._needed = [_PRIOR * (2 * index + 1) * ONE // (2 * _BINS) for index in range(_BINS)]
         self._named = [_PRIOR * ONE] * _BINS
         self._chances = np.zeros(_BINS + 2, np.int64)
-        """Per bin, how likely those in it are needed; then, for those that are quite sure, the last bin's again; and 0 for
-        those that are not named, which -1 finds."""
+        """Per bin, how likely those in it are needed; then the last bin's again, for the draft may be sure; and last 0,
+        which -1 finds, for those that it does not name."""
         for index in range(_BINS):
             self._note(index)
         self._unnamed_needed = _PRIOR * ONE
@@ -82,7 +87,7 @@ class Trust:
 
     def named(self, sure: Ints) -> Ints:
         """The probabilities that experts are needed of which the draft is so `sure` (/`ONE`); 0 where that is -1."""
-        chances: Ints = self._chances[sure >> _BINS_SHIFT]
+        chances: Ints = self._chances.take(sure >> _SHIFT, mode="wrap")
         return chances
 
     def unnamed(self) -> int:
