@@ -110,4 +110,5 @@ class Trust:
     def _note(self, index: int) -> None:
         """A bin has changed."""
         self._chances[index] = self._needed[index] * ONE // self._named[index]
-        self._chances[_BINS] = self._chances[_BINS - 1]
+        if index == _BINS - 1:
+            self._chances[_BINS] = self._chances[index]
