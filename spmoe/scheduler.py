@@ -175,7 +175,7 @@ class Scheduler:
         reply = self._handlers[type(event)](event)
         self._time = event.time
         if self._looks_ahead:
-            wishes = self.forecast.top_up(event.time, len(self.queue), len(self._submitted))
+            wishes = self.forecast.top_up(event.time, len(self._demands) + len(self._prefetches), len(self._submitted))
             if wishes:
                 self._wish(wishes, Purpose.PREFETCH)
         if (self._demands or self._prefetches) and len(self._submitted) < self._depth:
@@ -346,7 +346,7 @@ class Scheduler:
         ):
             self._refuse(event)
         first, layers, pace = self._lead_layer, self.config.layers, self.config.pace
-        if self._lead >= self._lead_limit or not self.residency.pinned.isdisjoint(self.residency.resident):
+        if self._lead >= self._lead_limit or not self.residency.resident.keys().isdisjoint(self.residency.pinned):
             return None
         end = min(first + self._lead_piece, layers)
         # The draft is not to be interrupted: it may go on where it is through before there is something to compute.

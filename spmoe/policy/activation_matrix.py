@@ -7,7 +7,7 @@ each part says which it follows.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -145,7 +145,7 @@ class ActivationOrder(ScoredOrder):
         super().__init__(pool_of)
         self._scores = forecast.scores
 
-    def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+    def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
         """The lowest score; for a prefetch only where it is lower than that of `key`."""
         among = self._here[pool]
         if not demand:

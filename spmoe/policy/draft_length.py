@@ -165,10 +165,9 @@ class DraftLength:
         gain = self._value * (scaled // _LEVELS) // ONE
         worth: list[Ints] = [np.zeros(_LEVELS + 1, np.int64)]
         for loss in reversed(self._losses):
-            after = worth[-1]
-            value = gain - loss + after[lower] + (after[upper] - after[lower]) * rest // ONE
-            value = (np.maximum(value, 0) * often).sum(axis=1) // ONE
-            worth.append(np.maximum(value - self._draft, 0))
+            below, above = worth[-1].take(lower), worth[-1].take(upper)
+            value = gain - loss + below + (above - below) * rest // ONE
+            worth.append(np.maximum(np.maximum(value, 0) @ often // ONE - self._draft, 0))
         worth.reverse()
         return worth
 

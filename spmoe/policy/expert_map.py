@@ -9,7 +9,7 @@ the first layer, runs at it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -209,7 +209,7 @@ class MapOrder(ScoredOrder):
             self._here[self._pool_of[key], key] = True
             self._visits[key] += 1
 
-    def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+    def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
         """The lowest score of those not wished for; for a demand load, else of all."""
         forecast, here = self._forecast, self._here[pool]
         if self._truncated:

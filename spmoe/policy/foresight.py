@@ -12,7 +12,7 @@ layers behind the first visit.  The expert of which that is latest leaves.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,7 +23,7 @@ from spmoe.policy.prefetch import Scope
 from spmoe.policy.row_similarity import Ints
 from spmoe.policy.said import Said
 from spmoe.policy.scored import ScoredOrder
-from spmoe.policy.use_rates import ONE, Trust, UseRates
+from spmoe.policy.use_rates import ONE, WHOLE, Trust, UseRates
 from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, RequestBegun, StepBegun, TokenDrafted
 from spmoe.state.events import Forecast as Prediction
 from spmoe.state.forecast import NOTHING, Forecast, Wish
@@ -83,15 +83,13 @@ class NextUses(Forecast):
         layers, experts = self._layers, self._experts = shape.layers, shape.experts
         self._rates = UseRates(shape)
         self._trust = Trust()
-        self._pass = -1
-        """Passes begun, less one."""
         self._window = _USUAL_WINDOW
         """Tokens of a step."""
         self._prompt = 0
         """Tokens of the prompt that is read; 0 in a step."""
-        self._said = Said()
+        self._said = Said(shape)
         """What the draft says of the layers ahead in this pass."""
-        self._past = Said()
+        self._past = Said(shape)
         """What it says of the next pass, where it has gone past the window."""
         self._words: list[list[Prediction]] = []
         """What the draft has said of all layers, as far as it has come, by tokens from the window's first one on."""
@@ -108,8 +106,15 @@ class NextUses(Forecast):
         self._soonness = np.zeros(layers * experts, np.int64)
         self._needed = np.zeros(layers * experts, np.int64)
         """How likely (/ONE) each key is needed by the pass that comes to its layer next."""
-        for layer in range(layers):
-            self._expect(layer, layer)
+        self._soonness_of = self._soonness.reshape(layers, experts)
+        self._needed_of = self._needed.reshape(layers, experts)
+        self._lap = np.array(layers * ONE)
+        """From one visit of a layer to the next."""
+        self._next_visits = -ONE * np.arange(layers)[:, np.newaxis]
+        """Minus the visit of each layer in the pass to come, [layers, 1]."""
+        self._expect(slice(0, layers), self._next_visits)
+        self._visits = self._next_visits + self._lap
+        """In the pass under way, likewise."""
 
     @property
     def soonness(self) -> Ints:
@@ -163,8 +168,8 @@ class NextUses(Forecast):
             self._listen()
 
     def step_ended(self, stands: int) -> None:
-        for layer in self._past:
-            self._expect(layer, (self._pass + 1) * self._layers + layer)
+        for layers in self._past.layers():
+            self._expect(layers, self._next_visits)
         self._past.clear()
         kept = self._window if stands else len(self._words)
         del self._words[:kept], self._chances[:kept]
@@ -194,53 +199,51 @@ class NextUses(Forecast):
             self._rates.learn_prompt(layer, event.experts, event.tokens, self._prompt, self._window)
         else:
             self._rates.learn(layer, event.experts, event.tokens, self._window)
+        this = slice(layer, layer + 1)
         if layer in self._past:
-            self._expect_past(layer)
+            self._expect_past(this)
         else:
-            self._expect(layer, (self._pass + 1) * self._layers + layer)
+            self._expect(this, self._next_visits)
         return NOTHING
 
     def _begin(self, prompt: int) -> None:
-        self._pass += 1
+        self._visits, self._next_visits = self._next_visits, self._next_visits - self._lap
         self._prompt = prompt
         self._reached = -1
         self._said.clear()
 
-    def _expect(self, layer: int, visit: int, needed: Ints | None = None) -> None:
-        """The experts of `layer` may be needed at `visit` next, with these probabilities; without any, by their
-        rates."""
-        rates, first = self._rates.of(layer), layer * self._experts
+    def _expect(self, layers: slice, visits: Ints, needed: Ints | None = None) -> None:
+        """The experts of some layers may be needed at these visits next, with these probabilities; without any, by
+        their rates."""
+        rates = self._rates.of(layers)
         if needed is None:
             needed = rates
-        rests = self._layers * ONE * (ONE - needed) // rates
-        self._soonness[first : first + self._experts] = -(visit * ONE + rests)
-        self._needed[first : first + self._experts] = needed
+        np.subtract(visits[layers], self._lap * (WHOLE - needed) // rates, out=self._soonness_of[layers])
+        self._needed_of[layers] = needed
 
     def _heed(self) -> None:
         """Take in what the draft has said."""
         self._heard = False
-        for layer in self._said.news():
-            needed = self._said.needed(layer, self._rates.of(layer), self._trust, self._window - 1)
-            self._expect(layer, self._pass * self._layers + layer, needed)
-        for layer in self._past.news():
-            if layer <= self._reached:
-                self._expect_past(layer)
+        for ahead in self._said.news(self._layers):
+            needed = self._said.needed(ahead, self._rates.of(ahead), self._trust, self._window - 1)
+            self._expect(ahead, self._visits, needed)
+        for passed in self._past.news(self._reached + 1):
+            self._expect_past(passed)
 
-    def _expect_past(self, layer: int) -> None:
-        """The draft has spoken of a layer in the next pass; whether that stands is another question."""
-        rates = self._rates.of(layer)
-        needed = self._past.needed(layer, rates, self._trust, self._window - 1)
-        needed = rates + (needed - rates) * self._leads // ONE
-        self._expect(layer, (self._pass + 1) * self._layers + layer, needed)
+    def _expect_past(self, layers: slice) -> None:
+        """The draft has spoken of layers in the next pass; whether that stands is another question."""
+        rates = self._rates.of(layers)
+        needed = self._past.needed(layers, rates, self._trust, self._window - 1)
+        self._expect(layers, self._next_visits, rates + (needed - rates) * self._leads // WHOLE)
 
     def _judge(self, layer: int, experts: Sequence[int]) -> None:
         """Compare what the draft said of a layer with the truth."""
-        rates = self._rates.of(layer)
-        expected, surprises = int(rates.sum()), len(experts)
+        rates = self._rates.of(slice(layer, layer + 1))[0].tolist()
+        expected, surprises = sum(rates), len(experts)
         for expert, sure in self._said.named(layer).items():
             needed = expert in experts
             self._trust.learn(sure, needed)
-            expected -= int(rates[expert])
+            expected -= rates[expert]
             surprises -= needed
         self._trust.learn_unnamed(expected, surprises)
 
@@ -263,10 +266,10 @@ class ExpectedOrder(ScoredOrder):
 
     def absent(self, first: int, end: int) -> NDArray[np.bool_]:
         """Of the keys from `first` to `end` (exclusive), which are neither on the GPU nor on their way."""
-        absent: NDArray[np.bool_] = np.logical_not(np.logical_or.reduce(self._here[:, first:end]))
+        absent: NDArray[np.bool_] = np.logical_not(self._here[:, first:end].any(axis=0))
         return absent
 
-    def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+    def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
         """The latest expected; for a prefetch only where the forecast agrees."""
         victim = self._lowest(self._forecast.soonness, self._here[pool], resident, pinned)
         if victim is None or not (demand or self._forecast.worth(key, victim)):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spmoe.policy.row_similarity import Ints
 
-_FAR = np.iinfo(np.int64).max
+_FAR = np.array(np.iinfo(np.int64).max)
 
 
 class ScoredOrder:
@@ -30,14 +30,16 @@ class ScoredOrder:
         self._here[self._pool_of[key], key] = False
 
     def _lowest(
-        self, scores: Ints, among: NDArray[np.bool_], resident: Container[int], pinned: Container[int]
+        self, scores: Ints, among: NDArray[np.bool_], resident: Container[int], pinned: Collection[int]
     ) -> int | None:
         """The key with the lowest score, the lowest of equals, among those marked that are resident and not pinned."""
         scores = np.where(among, scores, _FAR)
+        for key in pinned:
+            scores[key] = _FAR
         while True:
             key = int(scores.argmin())
             if scores[key] == _FAR:
                 return None
-            if key in resident and key not in pinned:
+            if key in resident:
                 return key
             scores[key] = _FAR

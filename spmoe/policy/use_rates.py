@@ -5,6 +5,7 @@ All numbers are integers over `ONE`, moved by shifts and whole divisions, so tha
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from spmoe.policy.row_similarity import Ints
 from spmoe.state.keys import Shape
 
 ONE = 1 << 16
+WHOLE = np.array(ONE)
+"""The same for arrays: numpy reckons with it in half the time that a plain integer takes it."""
 
 FAST, SLOW = 2, 5
 """The two memories: every pass moves them by 1/4 and 1/32 of the difference."""
@@ -20,7 +23,10 @@ FAST, SLOW = 2, 5
 LEAST = ONE >> 6
 """No expert's rate counts as less: what was never seen may come all the same."""
 
+_HALF, _LEAST = np.array(1), np.array(LEAST)
+
 _BINS_SHIFT = 12
+_SHIFT = np.array(_BINS_SHIFT)
 _BINS = ONE >> _BINS_SHIFT
 _PRIOR = 4
 """Passes that a bin is worth before anything was seen: until then a forecast means what it says."""
@@ -37,10 +43,11 @@ class UseRates:
         start = ONE * shape.top_k // shape.experts
         self._averages = np.full((shape.layers, 2, shape.experts), start, np.int64)
         self._shifts = np.array(((FAST,), (SLOW,)))
+        self._rates = np.full((shape.layers, shape.experts), max(start, LEAST), np.int64)
 
-    def of(self, layer: int) -> Ints:
-        """The rates of a layer's experts, [experts], `LEAST` to `ONE`."""
-        rates: Ints = np.maximum(self._averages[layer].sum(axis=0) >> 1, LEAST)
+    def of(self, layers: slice) -> Ints:
+        """The rates of these layers' experts, [layers, experts], `LEAST` to `ONE`; a view."""
+        rates: Ints = self._rates[layers]
         return rates
 
     def learn(self, layer: int, experts: Sequence[int], tokens: Sequence[int], window: int) -> None:
@@ -53,9 +60,11 @@ class UseRates:
 
     def _move(self, layer: int, experts: Sequence[int], uses: Sequence[int]) -> None:
         averages = self._averages[layer]
-        used = np.zeros(averages.shape[1], np.int64)
-        used[list(experts)] = uses
-        averages += (used - averages) >> self._shifts
+        used = array("q", bytes(8 * averages.shape[1]))
+        for expert, use in zip(experts, uses, strict=True):
+            used[expert] = use
+        averages += (np.frombuffer(used, np.int64) - averages) >> self._shifts
+        np.maximum((averages[0] + averages[1]) >> _HALF, _LEAST, out=self._rates[layer])
 
 
 class Trust:
@@ -68,13 +77,18 @@ class Trust:
     def __init__(self) -> None:
         self._needed = [_PRIOR * (2 * index + 1) * ONE // (2 * _BINS) for index in range(_BINS)]
         self._named = [_PRIOR * ONE] * _BINS
+        self._chances = np.zeros(_BINS + 2, np.int64)
+        """Per bin, how likely those in it are needed; then the last bin's again, for the draft may be sure; and last 0,
+        which -1 finds, for those that it does not name."""
+        for index in range(_BINS):
+            self._note(index)
         self._unnamed_needed = _PRIOR * ONE
         self._unnamed_expected = 2 * _PRIOR * ONE
 
-    def named(self, sure: int) -> int:
-        """The probability that an expert is needed of which the draft is `sure` (/`ONE`)."""
-        index = min(sure >> _BINS_SHIFT, _BINS - 1)
-        return self._needed[index] * ONE // self._named[index]
+    def named(self, sure: Ints) -> Ints:
+        """The probabilities that experts are needed of which the draft is so `sure` (/`ONE`); 0 where that is -1."""
+        chances: Ints = self._chances.take(sure >> _SHIFT, mode="wrap")
+        return chances
 
     def unnamed(self) -> int:
         """By how much (/`ONE`) an expert that the draft does not name is less needed than its rate says."""
@@ -85,9 +99,16 @@ class Trust:
         index = min(sure >> _BINS_SHIFT, _BINS - 1)
         self._named[index] += ONE
         self._needed[index] += needed * ONE
+        self._note(index)
 
     def learn_unnamed(self, expected: int, needed: int) -> None:
         """Of the experts of a layer that the draft did not name, `needed` were, where their rates add up to
         `expected`."""
         self._unnamed_expected += expected
         self._unnamed_needed += needed * ONE
+
+    def _note(self, index: int) -> None:
+        """A bin has changed."""
+        self._chances[index] = self._needed[index] * ONE // self._named[index]
+        if index == _BINS - 1:
+            self._chances[_BINS] = self._chances[index]

@@ -18,8 +18,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from spmoe.policy.background import BackgroundLoads
 from spmoe.policy.foresight import ExpectedOrder, Foresight, NextUses
 from spmoe.policy.planner import Pace
@@ -59,7 +57,7 @@ class WorthwhileLoads(NextUses):
 
     def __init__(self, shape: Shape, pace: Pace) -> None:
         super().__init__(shape)
-        self._pace = pace
+        self._pace, self._load_ns = pace, pace.load_ns
         self._order: ExpectedOrder
         self._now = self._verified_from = self._link_free_at = 0
         self._drafting = False
@@ -96,19 +94,22 @@ class WorthwhileLoads(NextUses):
             return NOTHING
         if self._heard:
             self._heed()
-        load, spare = self._pace.load_ns, self._spare()
+        load, spare = self._load_ns, self._spare()
         first = self._next_layer * self._experts
+        if spare <= 0 or first == len(self._needed):
+            self._may_find = False
+            return NOTHING
         chances = self._needed[first:]
         delay = self._delay()
         worth = (chances * (delay + spare) > ONE * delay) & self._order.absent(first, len(self._needed))
-        found = worth.nonzero()[0]
-        if not len(found):
+        earliest = int(worth.argmax())
+        if not worth[earliest]:
             self._may_find = False
             return NOTHING
         # Of the earliest layer the likeliest.
-        layer = int(found[0]) // self._experts
-        here = found[: np.searchsorted(found, (layer + 1) * self._experts)]
-        key = first + int(here[chances[here].argmax()])
+        start = earliest - earliest % self._experts
+        layer = slice(start, start + self._experts)
+        key = first + start + int((chances[layer] * worth[layer]).argmax())
         if self._drafting:
             self._link_free_at = max(self._now, self._link_free_at) + load
         self._offered_at = spare
@@ -117,22 +118,24 @@ class WorthwhileLoads(NextUses):
     def worth(self, key: int, victim: int) -> bool:
         """As the base says; and what the victim is worth counts: a load if this pass needs it, half a load if the next
         one does."""
-        load, chances = self._pace.load_ns, self._needed
+        if not super().worth(key, victim):
+            return False
+        chance, risk = int(self._needed[key]), int(self._needed[victim])
         ahead = victim >= self._next_layer * self._experts
-        lost = (ONE - chances[key]) * self._delay() + (chances[victim] if ahead else chances[victim] // 2) * load
-        return super().worth(key, victim) and bool(chances[key] * self._offered_at > lost)
+        lost = (ONE - chance) * self._delay() + (risk if ahead else risk // 2) * self._load_ns
+        return chance * self._offered_at > lost
 
     def _delay(self) -> int:
         """How much later the next demand load comes by a load that nobody needs: not at all where the link is so fast
         that it is over before the next layer asks."""
-        return 0 if not self._drafting and self._pace.load_ns <= self._pace.layer_ns else self._pace.load_ns
+        return 0 if not self._drafting and self._load_ns <= self._pace.layer_ns else self._load_ns
 
     def _spare(self) -> int:
         """How much of a load that begins now, or as soon as the link is free, would be over before somebody else asks
         for the link."""
         if not self._drafting:
-            return min(self._pace.layer_ns, self._pace.load_ns)
-        return min(self._verified_from - max(self._now, self._link_free_at), self._pace.load_ns)
+            return min(self._pace.layer_ns, self._load_ns)
+        return min(self._verified_from - max(self._now, self._link_free_at), self._load_ns)
 
     def _enter(self, time: int, drafting: bool) -> None:
         self._now, self._drafting, self._next_layer = time, drafting, 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from spmoe.state.commands import Load
@@ -18,7 +18,7 @@ class VictimOrder(Protocol):
     def forget(self, key: int) -> None:
         """`key` may no longer be chosen."""
 
-    def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
+    def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
         """Choose who of the `resident` but not `pinned` leaves `pool` for a demand load or a prefetch of `key`.
 
         Whoever leaves is forgotten; None where nobody should.

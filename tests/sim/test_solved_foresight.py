@@ -75,8 +75,10 @@ def test_what_is_likely_enough_is_fetched_while_the_draft_runs() -> None:
     drafted = [token(n, (0,), (1,), draft=((0,), (1,))) for n in range(3)]
     run = solve(trace(drafted, 2, 3), "spmoe.foresight.prefetch", slots=6, gamma=2, hardware=machine(2, draft_ns=500))
     # The draft tells of its first token at 500 (both layers at once), and the verifier begins at 1000: two loads are
-    # over by then, one behind the other.  It finds all that it needs.
-    assert run.transfers == [([(0, 0)], 500, 700), ([(1, 1)], 700, 900)]
+    # over by then, one behind the other.  It finds all that it needs.  Behind layer 0 a load is over before layer 1 is:
+    # what is not likely but possible there delays nobody.
+    assert run.transfers[:2] == [([(0, 0)], 500, 700), ([(1, 1)], 700, 900)]
+    assert run.transfers[2][1:] == (1100, 1300)
     assert run.counts == (2, 0, 0, 2)
     assert run.metrics.decode_ns == 1000 + 2 * 150
     late = solve(trace(drafted, 2, 3), "spmoe.foresight.eviction", slots=6, gamma=2, hardware=machine(2, draft_ns=500))
