@@ -79,7 +79,7 @@ def test_what_is_likely_enough_is_fetched_while_the_draft_runs() -> None:
     # what is not likely but possible there delays nobody.
     assert run.transfers[:2] == [([(0, 0)], 500, 700), ([(1, 1)], 700, 900)]
     assert run.transfers[2][1:] == (1100, 1300)
-    assert run.counts == (2, 0, 0, 2)
+    assert run.counts == (2, 0, 0, 4)
     assert run.metrics.decode_ns == 1000 + 2 * 150
     late = solve(trace(drafted, 2, 3), "spmoe.foresight.eviction", slots=6, gamma=2, hardware=machine(2, draft_ns=500))
     assert late.metrics.decode_ns == run.metrics.decode_ns + 2 * 200
