@@ -40,8 +40,8 @@ class Aside:
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(1, "spmoe-draft", initializer=torch.set_num_threads, initargs=(threads,))
         self._work: Future[None] | None = None
-        self._pieces: SimpleQueue[Piece | None]
-        self._answers: SimpleQueue[Any]
+        self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
+        self._answers: SimpleQueue[Any] = SimpleQueue()
         self.asked: Piece | None = None
         """What the work is to do next; None where nobody asks."""
 
@@ -81,6 +81,7 @@ class Aside:
     def close(self) -> None:
         """Leave the work and join the thread.  Idempotent."""
         self.leave()
+        self._pieces.put(None)  # Should somebody have been interrupted while it began.
         self._pool.shutdown()
 
     def __enter__(self) -> Self:
