@@ -96,7 +96,9 @@ def test_so_it_is_where_lengths_are_chosen_and_the_draft_goes_on(
     monkeypatch.setattr(Chain, "end", counted)
     joint = ancestral(pairs.eager(pairs.target("mixtral", **SMALL), torch.float64), 0.7)
     slow = replace(FAST, link=replace(FAST.link, bandwidth=3 * 10**6))
-    counts = count(pairs, "noisy", 0.7, ROUNDS, policy="spmoe.foresight", virtual_time=slow, **length)
+    counts = count(
+        pairs, "noisy", 0.7, ROUNDS, policy="spmoe.foresight", virtual_time=slow, cpu_experts=False, **length
+    )
     assert min(p_values(counts, joint)) > 1e-3
     assert (sum(kept.values()) > kept[0]) == (length["gamma"] is not None)
 
