@@ -184,71 +184,54 @@ SP_MOE_ROWS = (
     ),
 )
 
+FORESIGHT_EVICTION = Recipe(
+    name="spmoe.foresight.eviction",
+    summary="no prefetch; who is expected to be needed again latest leaves, by the pass, the draft and recent use",
+    source="ours (docs/foresight.md)",
+    predictor=Foresight(),
+    admission=ByValue(),
+    eviction=LatestExpected(),
+    io=Batched(),
+    fallback="spmoe.foresight.history",
+)
+
 FORESIGHT_ROWS = (
-    Recipe(
+    replace(
+        FORESIGHT_EVICTION,
         name="spmoe.foresight.history",
         summary="no prefetch; who is expected to be needed again latest leaves, by the pass and recent use",
-        source="ours (docs/foresight.md)",
         predictor=RecentUse(),
-        admission=ByValue(),
-        eviction=LatestExpected(),
-        io=Batched(),
+        fallback="",
     ),
-    Recipe(
-        name="spmoe.foresight.eviction",
-        summary="no prefetch; who is expected to be needed again latest leaves, by the pass, the draft and recent use",
-        source="ours (docs/foresight.md)",
-        predictor=Foresight(),
-        admission=ByValue(),
-        eviction=LatestExpected(),
-        io=Batched(),
-        fallback="spmoe.foresight.history",
-    ),
-    Recipe(
+    FORESIGHT_EVICTION,
+    replace(
+        FORESIGHT_EVICTION,
         name="spmoe.foresight.prefetch",
         summary="as spmoe.foresight.eviction, and fetches ahead what is likely enough, earliest deadline first",
-        source="ours (docs/foresight.md)",
         predictor=ForesightAhead(),
-        admission=ByValue(),
-        eviction=LatestExpected(),
-        io=Batched(),
-        fallback="spmoe.foresight.history",
     ),
-    Recipe(
+    replace(
+        FORESIGHT_EVICTION,
         name="spmoe.foresight.split",
         summary="as spmoe.foresight.eviction; link and CPU share the misses, and an idle link fetches for later",
-        source="ours (docs/foresight.md)",
         differs="without a CPU it is spmoe.foresight.prefetch",
         predictor=ForesightAhead(),
-        admission=ByValue(),
-        eviction=LatestExpected(),
-        io=Batched(),
         miss=Split(),
-        fallback="spmoe.foresight.history",
     ),
-    Recipe(
+    replace(
+        FORESIGHT_EVICTION,
         name="spmoe.foresight.run-ahead",
         summary="as spmoe.foresight.eviction; while the link is awaited, the draft goes on past the window",
-        source="ours (docs/foresight.md)",
-        predictor=Foresight(),
-        admission=ByValue(),
-        eviction=LatestExpected(),
-        io=Batched(),
         speculation=RunAhead(),
-        fallback="spmoe.foresight.history",
     ),
-    Recipe(
+    replace(
+        FORESIGHT_EVICTION,
         name="spmoe.foresight",
         summary="step-aware eviction, link and CPU share the misses, loads for later, drafts as long as is worth it",
-        source="ours (docs/foresight.md)",
         differs="drafts go on past the window; with a gamma their length is given; without a CPU misses are fetched",
         predictor=ForesightAhead(),
-        admission=ByValue(),
-        eviction=LatestExpected(),
-        io=Batched(),
         miss=Split(),
         speculation=WorthDrafting(),
-        fallback="spmoe.foresight.history",
     ),
 )
 

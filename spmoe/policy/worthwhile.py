@@ -1,10 +1,11 @@
 """Prefetches that are worth the link's time, the earliest deadline first, in place of a cutoff layer.
 
 A prefetch that is needed saves the verifier a stall: as long as a load takes, or as long as nobody else would have
-asked for the link, whichever is shorter.  One that is not needed delays the next demand load by a whole load.  So with
-a probability of p it is worth the link's time where
+asked for the link, whichever is shorter.  One that is not needed delays the next demand load by a whole load, or not at
+all in verification on a link that is through with a load before the next layer asks.  So with a probability of p it is
+worth the link's time where
 
-    p * min(load, time until the next demand) > (1 - p + d) * load
+    p * min(load, time until the next demand) > (1 - p) * delay + d * load
 
 where d is the probability that this pass has yet to need whoever is displaced: that costs a load too.  A need of the
 next pass counts half, for a demand load in the prefetch's place would have displaced somebody as well.
