@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final
 
 from spmoe.machine.cost import CostModel
@@ -208,8 +209,13 @@ class StepPass(Pass):
         past = token - last - 1
         if self._right <= last:
             return inputs[past % (last + 1)]
-        beyond = self._lines[last + 1 :]
-        return window(beyond, len(beyond) - 1).inputs[past]
+        return self._beyond[past]
+
+    @cached_property
+    def _beyond(self) -> tuple[TokenLine | RejectedLine, ...]:
+        """What the draft reads behind a window that stands; asked for only once that is cut."""
+        lines = self._lines[self._drafted + 1 :]
+        return window(lines, len(lines) - 1).inputs
 
     def _draft_forecasts(self, token: int) -> tuple[Forecast, ...]:
         forecasts = self._input(token).forecasts.get("draft")
