@@ -114,7 +114,12 @@ def configure(
     )
     if recipe.miss.uses_cpu and cpu_experts and cost.hardware.cpu is not None:
         many = cost.host_expert_ns(_MANY)
-        pace = pace._replace(host_ns=cost.host_expert_ns(1), host_token_ns=-(-many // _MANY))
+        pace = pace._replace(
+            host_ns=cost.host_expert_ns(1),
+            host_token_ns=-(-many // _MANY),
+            handover_ns=cost.handover_ns(),
+            expert_ns=max(0, cost.expert_ns(tokens) - cost.result_ns()),
+        )
     reason = None
     if isinstance(recipe.horizon, CutoffLayer) and isinstance(recipe.predictor, DraftGate):
         reason = analytical_cutoff(

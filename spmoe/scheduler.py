@@ -19,7 +19,7 @@ from spmoe.policy.misses import CheaperOf, Fetch, HostCompute, Split
 from spmoe.policy.planner import Planner
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.registry import recipe as find_recipe
-from spmoe.policy.split import Absent, Late, split
+from spmoe.policy.split import Late, Needed, split
 from spmoe.policy.use_rates import ONE
 from spmoe.state.commands import Command, DraftAhead, LayerPlan, Load, Purpose, Speculate, Submit, Verify
 from spmoe.state.events import (
@@ -401,17 +401,22 @@ class Scheduler:
         residency, queue = self.residency, self.queue
         resident, in_flight = residency.resident, residency.in_flight
         first = event.layer * self.config.experts
-        host = () if self._fetch_only else self._for_host(event)
+        there = self._there
+        host = () if self._fetch_only else self._for_host(event, there)
         hits: list[int] = []
         late: list[int] = []
         misses: list[int] = []
-        present, absent, pin = [], [], residency.pinned.add
+        used, present, absent, pin = [], [], [], residency.pinned.add
         demanded: list[int] = []
         demand = demanded.append if self._miss.in_order else queue.demand
         for expert in event.experts:
             key = first + expert
             if expert in host:
-                (late if key in in_flight or key in queue.prefetches else misses).append(expert)
+                if key in there:
+                    hits.append(expert)
+                    used.append(key)
+                else:
+                    (late if key in in_flight or key in queue.prefetches else misses).append(expert)
                 continue
             pin(key)
             if key in resident:
@@ -431,7 +436,7 @@ class Scheduler:
         present += absent  # Residents first; both kinds in routing order.
         if self._has_buffers:
             residency.adopt(present)
-        residency.touch(present)
+        residency.touch(used + present if used else present)
         wishes = self.forecast.layer_reached(event)
         if queue.prefetches and self.forecast.expires:
             queue.drop(first, first + self.config.experts)
@@ -443,13 +448,16 @@ class Scheduler:
         in_order = self._miss.in_order and not waves  # In waves a hit must not keep its slot until its turn comes.
         return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), host, in_order, waves)
 
-    def _for_host(self, event: LayerReached) -> tuple[int, ...]:
+    @property
+    def _there(self) -> Container[int]:
+        """What is cached: not what passes through the slots that a fixed placement leaves, even while it is there."""
+        return self.residency.fixed if self._only_initial else self.residency.resident
+
+    def _for_host(self, event: LayerReached, there: Container[int]) -> tuple[int, ...]:
         """The experts of the layer that the CPU computes, in routing order."""
         if isinstance(self._miss, Split):
             return self._share(event)
         first, window = event.layer * self.config.experts, self._window
-        # What passes through the slots that a fixed placement leaves is not cached, even while it is still there.
-        there = self.residency.fixed if self._only_initial else self.residency.resident
         assert isinstance(self._miss, HostCompute | CheaperOf)
         pace, on_host = self.config.pace, self._miss.on_host
         return tuple(
@@ -459,26 +467,23 @@ class Scheduler:
         )
 
     def _share(self, event: LayerReached) -> tuple[int, ...]:
-        """Those that it computes so that it and the link are through with the layer together."""
+        """Those that it computes so that it and the GPU are through with the layer together."""
         first, now, pace = event.layer * self.config.experts, event.time, self.config.pace
-        resident = self.residency.resident
-        missing = [
-            (expert, pace.host_expert_ns(tokens))
-            for expert, tokens in zip(event.experts, event.tokens, strict=True)
-            if first + expert not in resident
-        ]
-        if not missing:
-            return ()
-        arrivals, free = {}, now + pace.latency_ns
+        resident, arrivals, free = self.residency.resident, {}, now + pace.latency_ns
         for key, arrives in self._arrivals():
             arrivals[key] = free = max(arrives, now)
-        absent = sorted([Absent(ns, expert) for expert, ns in missing if first + expert not in arrivals])
-        late = sorted(
-            [Late(now - arrivals[first + expert], ns, expert) for expert, ns in missing if first + expert in arrivals]
-        )
-        on_host = split(absent, late, free - now, pace.transfer_ns).host
-        self._host_until = now + sum([ns for expert, ns in missing if expert in on_host])
-        return tuple([expert for expert, _ in missing if expert in on_host])
+        there, absent, late = [], [], []
+        for expert, tokens in zip(event.experts, event.tokens, strict=True):
+            key, host_ns = first + expert, pace.host_expert_ns(tokens)
+            if key in resident:
+                there.append(Needed(host_ns, expert))
+            elif key in arrivals:
+                late.append(Late(now - arrivals[key], host_ns, expert))
+            else:
+                absent.append(Needed(host_ns, expert))
+        shares = split(sorted(there), sorted(absent), sorted(late), free - now, pace)
+        self._host_until = now + shares.host_ns
+        return tuple([expert for expert in event.experts if expert in shares.host])
 
     def _demand_rest_of_layer(self, layer: int) -> list[int]:
         """Demand all experts of a layer that are neither there nor on their way; returns those that were not yet."""

@@ -200,20 +200,22 @@ def _layers(dispatch: Dispatch, time: int, layers: int, past: Lead) -> Program:
         assert type(plan) is LayerPlan
         if next_gate is not None:
             dispatch(GatePredicted(time, layer + 1, next_gate))
+        hits, missing = plan.hits, {*plan.late, *plan.misses}
         if plan.host:
             yield HostCompute(layer, plan.host)
+            hits = tuple([expert for expert in hits if expert not in plan.host])
+            missing.update(plan.host)
         if plan.in_order:
             time = yield from _in_order(plan, time, waits)
             dispatch(LayerDone(time, layer, tuple(waits)))
             continue
-        if plan.hits:
-            began, ended, _ = yield Compute(layer, plan.hits)
+        if hits:
+            began, ended, _ = yield Compute(layer, hits)
             if began > time:
                 waits.append((time, began))
             time = ended
             if plan.waves:
-                dispatch(Computed(time, layer, plan.hits))
-        missing = {*plan.late, *plan.misses}
+                dispatch(Computed(time, layer, hits))
         landing = ComputeLanded(layer, missing)
         while missing:
             if past.tokens < past.most:

@@ -57,9 +57,10 @@ class CheaperOf:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The CPU computes some of the missing experts and the link fetches the others, so that both finish together.
+    """The CPU computes some of a layer's experts, and the GPU those that are there or come over the link, so that both
+    finish together.
 
-    Without a CPU all are fetched.  Which go where is told by `spmoe.policy.split`.
+    Without a CPU all missing ones are fetched.  Which go where is told by `spmoe.policy.split`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

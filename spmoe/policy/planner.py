@@ -37,6 +37,10 @@ class Pace(NamedTuple):
     """One expert on the CPU for one token; 0 where it computes none."""
     host_token_ns: int = 0
     """Each token of an expert takes the CPU at least as long."""
+    handover_ns: int = 0
+    """What handing experts to the CPU takes, before the first."""
+    expert_ns: int = 0
+    """One expert on the GPU, less what a result of the CPU costs there; 0 where the CPU computes none."""
 
     @property
     def load_ns(self) -> int:

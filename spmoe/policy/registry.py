@@ -213,7 +213,7 @@ FORESIGHT_ROWS = (
     replace(
         FORESIGHT_EVICTION,
         name="spmoe.foresight.split",
-        summary="as spmoe.foresight.eviction; link and CPU share the misses, and an idle link fetches for later",
+        summary="as spmoe.foresight.eviction; GPU, link and CPU share a layer, and an idle link fetches for later",
         differs="without a CPU it is spmoe.foresight.prefetch",
         predictor=ForesightAhead(),
         miss=Split(),
@@ -227,7 +227,7 @@ FORESIGHT_ROWS = (
     replace(
         FORESIGHT_EVICTION,
         name="spmoe.foresight",
-        summary="step-aware eviction, link and CPU share the misses, loads for later, drafts as long as is worth it",
+        summary="step-aware eviction; GPU, link and CPU share a layer; loads for later; drafts as long as is worth it",
         differs="drafts go on past the window; with a gamma their length is given; without a CPU misses are fetched",
         predictor=ForesightAhead(),
         miss=Split(),

@@ -59,8 +59,8 @@ class Verify(NamedTuple):
 class LayerPlan(NamedTuple):
     """How a layer is served: compute `hits` now, `late` (queued or in flight) and `misses` as they arrive.
 
-    Experts are in routing order.  `host` are those of the late and missing ones that the CPU computes; no load comes
-    for them.  With `in_order` experts compute by ascending id, and a hit waits for those before it.  With `waves` the
+    Experts are in routing order.  `host` are those of all three that the CPU computes instead; no load comes for
+    them.  With `in_order` experts compute by ascending id, and a hit waits for those before it.  With `waves` the
     slots do not suffice for all of them at once: what has computed has to be reported (`Computed`), so that it can
     make room.
     """

@@ -6,6 +6,7 @@ what either side owes the other.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from enum import Enum
 
 from spmoe.config import SchedulerConfig
@@ -159,7 +160,7 @@ class ContractChecker:
         """Check an event and what it was answered with."""
         assert self.allows(event), f"not legal while {self.phase.value}, layer {self.reached} reached: {event}"
         self.time = event.time
-        flying = frozenset(self.in_flight)
+        there, flying = frozenset(self.resident), frozenset(self.in_flight)
         retry = self.submitted[event.batch] if isinstance(event, BatchFailed) else None
         self._follow(event)
         for command in commands:
@@ -182,7 +183,7 @@ class ContractChecker:
                 self._check_submission(command)
         assert retry is None, "a failed batch is submitted again"
         assert len(replies) <= 1, f"at most one reply: {commands}"
-        self._check_reply(event, replies[0] if replies else None, flying)
+        self._check_reply(event, replies[0] if replies else None, there, flying)
         waiting = self.left and not (self.ready if self.waves else self.left.keys() <= self.resident.keys())
         stuck = waiting and not self.submitted and not self.on_host
         assert not stuck, "the verifier waits while nothing is on the link"
@@ -304,7 +305,7 @@ class ContractChecker:
         self._submitted_at[submit.batch] = self.time
         assert len(self.submitted) <= self.config.depth
 
-    def _check_reply(self, event: Event, reply: Reply | None, flying: frozenset[int]) -> None:
+    def _check_reply(self, event: Event, reply: Reply | None, there: Set[int], flying: Set[int]) -> None:
         match event:
             case StepBegun():
                 assert isinstance(reply, Speculate)
@@ -320,7 +321,7 @@ class ContractChecker:
                 self.drafted, self.lead = reply.drafted, self.drafted - reply.drafted
             case LayerReached():
                 assert isinstance(reply, LayerPlan)
-                self._check_plan(event, reply, flying)
+                self._check_plan(event, reply, there, flying)
                 self.waves = reply.waves
             case LinkAwaited():
                 if reply is not None:
@@ -336,17 +337,17 @@ class ContractChecker:
         assert reply.first < reply.until <= self.config.layers
         self.granted = reply
 
-    def _check_plan(self, event: LayerReached, plan: LayerPlan, flying: frozenset[int]) -> None:
+    def _check_plan(self, event: LayerReached, plan: LayerPlan, there: Set[int], flying: Set[int]) -> None:
         groups = (plan.hits, plan.late, plan.misses)
         assert plan.layer == event.layer
         assert sorted(sum(groups, ())) == sorted(event.experts), "every need is a hit, late or a miss"
         rank = event.experts.index
         assert all(list(group) == sorted(group, key=rank) for group in groups), "in routing order"
         first = event.layer * self.config.experts
-        there = {expert for expert in event.experts if first + expert in self.resident}
-        assert set(plan.hits) <= there <= {*plan.hits, *plan.host}
+        here = {expert for expert in event.experts if first + expert in there}
+        assert set(plan.hits) <= here <= {*plan.hits, *plan.host}
         assert {expert for expert in event.experts if first + expert in flying} <= set(plan.late)
-        assert set(plan.host) <= {*plan.late, *plan.misses}
+        assert set(plan.host) <= set(event.experts)
         assert list(plan.host) == sorted(plan.host, key=rank), "in routing order"
         assert plan.waves or len(self.left) <= self.config.slots
         assert not (plan.waves and plan.in_order)

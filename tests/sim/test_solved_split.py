@@ -12,7 +12,7 @@ import pytest
 
 from sim import replay
 from spmoe.machine.hardware import load_hardware
-from spmoe.state.events import LinkAwaited, TokenDrafted
+from spmoe.state.events import LayerReached, LinkAwaited, TokenDrafted
 from tests.sim.machines import mixtral_requests
 from tests.sim.paper import machine, solve, token, trace, waits
 
@@ -41,6 +41,16 @@ def test_what_the_cpu_computes_is_fetched_meanwhile_for_the_next_time() -> None:
     assert [plan.host for plan in run.plans] == [(0,), (1,), (), ()]
     assert run.metrics.decode_ns == 160 + 160 + 2 * 150
     assert run.metrics.host_computed == 2
+
+
+def test_the_cpu_helps_with_those_that_are_there() -> None:
+    lines = trace([token(n, (0, 1, 2, 3)) for n in range(4)], 1, 4, top_k=4)
+    run = solve(lines, "spmoe.foresight.split", slots=4, hardware=machine(1, host_ns=HOST_NS))
+    # All four are there for the fourth token.  They would take the GPU 200; with two on the CPU the layer needs 120.
+    last = run.plans[-1]
+    assert (last.hits, last.late, last.misses, last.host) == ((0, 1, 2, 3), (), (), (0, 1))
+    reached = [event.time for event, _ in run.entries if isinstance(event, LayerReached)][-1]
+    assert run.entries[-1][0].time == reached + 120
 
 
 def test_while_the_cpu_is_awaited_the_draft_goes_on() -> None:
