@@ -111,6 +111,7 @@ def configure(
         draft_ns=cost.draft_token_ns() if gamma else 0,
         layer_ns=cost.layer_ns(window, context) + ceil(touched * cost.expert_ns(tokens)),
         host_tokens=host_tokens(cost) if "cpu" in recipe.needs else 0,
+        least_layer_ns=cost.layer_ns(1, context) + model.top_k * cost.expert_ns(1),
     )
     if recipe.miss.uses_cpu and cpu_experts and cost.hardware.cpu is not None:
         many = cost.host_expert_ns(_MANY)

@@ -41,6 +41,8 @@ class Pace(NamedTuple):
     """What handing experts to the CPU takes, before the first."""
     expert_ns: int = 0
     """One expert on the GPU, less what a result of the CPU costs there; 0 where the CPU computes none."""
+    least_layer_ns: int = 0
+    """As `layer_ns`, with a single token: the least time between two layers' demands."""
 
     @property
     def load_ns(self) -> int:

@@ -11,6 +11,9 @@ where d is the probability that this pass has yet to need whoever is displaced: 
 next pass counts half, for a demand load in the prefetch's place would have displaced somebody as well.
 
 While the draft runs, the next demand comes when the verifier begins; later, as a rule with the next layer.
+
+A link may be so fast that all of a layer comes while the one before computes.  Then whoever leaves in verification can
+be back before its layer is reached, where that is reached later than that of whoever comes: there d is 0.
 """
 
 from __future__ import annotations
@@ -59,6 +62,10 @@ class WorthwhileLoads(NextUses):
     def __init__(self, shape: Shape, pace: Pace) -> None:
         super().__init__(shape)
         self._pace, self._load_ns = pace, pace.load_ns
+        self._fast = pace.load_ns <= pace.least_layer_ns
+        """Whether a load is over before the next layer asks for the link."""
+        self._streams = pace.latency_ns + shape.experts * pace.transfer_ns <= pace.least_layer_ns
+        """Whether the loads of a whole layer are."""
         self._order: ExpectedOrder
         self._now = self._verified_from = self._link_free_at = 0
         self._drafting = False
@@ -118,18 +125,25 @@ class WorthwhileLoads(NextUses):
 
     def worth(self, key: int, victim: int) -> bool:
         """As the base says; and what the victim is worth counts: a load if this pass needs it, half a load if the next
-        one does."""
+        one does.  Where whole layers come in time, only who is reached first counts, and in a layer who is likelier."""
+        chance, risk = int(self._needed[key]), int(self._needed[victim])
+        if self._streams and not self._drafting:
+            later = self._ahead(victim) - self._ahead(key)
+            return later > 0 or (later == 0 and risk < chance)
         if not super().worth(key, victim):
             return False
-        chance, risk = int(self._needed[key]), int(self._needed[victim])
         ahead = victim >= self._next_layer * self._experts
         lost = (ONE - chance) * self._delay() + (risk if ahead else risk // 2) * self._load_ns
         return chance * self._offered_at > lost
 
+    def _ahead(self, key: int) -> int:
+        """How many layers behind the next one that of `key` is reached."""
+        return (key // self._experts - self._next_layer) % self._layers
+
     def _delay(self) -> int:
         """How much later the next demand load comes by a load that nobody needs: not at all where the link is so fast
         that it is over before the next layer asks."""
-        return 0 if not self._drafting and self._load_ns <= self._pace.layer_ns else self._load_ns
+        return 0 if self._fast and not self._drafting else self._load_ns
 
     def _spare(self) -> int:
         """How much of a load that begins now, or as soon as the link is free, would be over before somebody else asks
