@@ -102,7 +102,7 @@ class WorthwhileLoads(NextUses):
             return NOTHING
         chances = self._needed[first:]
         delay = self._delay()
-        worth = (chances * (delay + spare) > ONE * delay) & self._order.absent(first, len(self._needed))
+        worth = (chances > ONE * delay // (delay + spare)) & self._order.absent[first:]
         earliest = int(worth.argmax())
         if not worth[earliest]:
             self._may_find = False
@@ -121,7 +121,7 @@ class WorthwhileLoads(NextUses):
         one does."""
         if not super().worth(key, victim):
             return False
-        chance, risk = int(self._needed[key]), int(self._needed[victim])
+        chance, risk = self._needed.item(key), self._needed.item(victim)
         ahead = victim >= self._next_layer * self._experts
         lost = (ONE - chance) * self._delay() + (risk if ahead else risk // 2) * self._load_ns
         return chance * self._offered_at > lost
