@@ -40,11 +40,15 @@ class UseRates:
     """
 
     def __init__(self, shape: Shape) -> None:
-        start = ONE * shape.top_k // shape.experts
-        self._averages = np.full((shape.layers, 2 * shape.experts), start, np.int64)
+        layers, experts = shape.layers, shape.experts
+        start = ONE * shape.top_k // experts
+        self._averages = np.full((layers, 2 * experts), start, np.int64)
         """Per layer the fast ones of all experts, then the slow ones."""
-        self._shifts = np.repeat(np.array((FAST, SLOW)), shape.experts)
-        self._rates = np.full((shape.layers, shape.experts), max(start, LEAST), np.int64)
+        self._shifts = np.repeat(np.array((FAST, SLOW)), experts)
+        self._uses = array("q", [0]) * (2 * experts)
+        """Of the pass under way, for both memories; between passes all 0."""
+        self._all_uses = np.frombuffer(self._uses, np.int64)
+        self._rates = np.full((layers, experts), max(start, LEAST), np.int64)
 
     def of(self, layers: slice) -> Ints:
         """The rates of these layers' experts, [layers, experts], `LEAST` to `ONE`; a view."""
@@ -60,13 +64,15 @@ class UseRates:
         self._move(layer, experts, [min(ONE, window * count * ONE // prompt) for count in tokens])
 
     def _move(self, layer: int, experts: Sequence[int], uses: Sequence[int]) -> None:
-        averages, rates = self._averages[layer], self._rates[layer]
+        averages, rates, used = self._averages[layer], self._rates[layer], self._uses
         count = len(rates)
-        used = array("q", bytes(16 * count))
         for expert, use in zip(experts, uses, strict=True):
             used[expert] = used[count + expert] = use
-        averages += (np.frombuffer(used, np.int64) - averages) >> self._shifts
-        np.maximum((averages[:count] + averages[count:]) >> _HALF, _LEAST, out=rates)
+        averages += (self._all_uses - averages) >> self._shifts
+        self._all_uses.fill(0)
+        np.add(averages[:count], averages[count:], out=rates)
+        np.right_shift(rates, _HALF, out=rates)
+        np.maximum(rates, _LEAST, out=rates)
 
 
 class Trust:
