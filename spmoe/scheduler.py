@@ -93,7 +93,7 @@ class Scheduler:
         self.queue = TransferQueue(config.depth)
         self.planner = Planner(recipe.io, config.pace)
         # Asked after every event, hence at hand.
-        self._looks_ahead = self.forecast.looks_ahead
+        self._looks_ahead, self._top_up = self.forecast.looks_ahead, self.forecast.top_up
         self._has_buffers = placement.buffers > 0
         self._demands, self._prefetches = self.queue.demands, self.queue.prefetches
         self._submitted, self._depth = self.queue.submitted, self.queue.depth
@@ -144,6 +144,9 @@ class Scheduler:
         self._host_until = 0
         """When it is through with what it was given in a split, if nothing delays it."""
         self._batches = 0
+        self._moved = True
+        """Whether what is queued may find a slot that it did not find before: not where an event changes neither who is
+        there nor who may go."""
         self._handlers: dict[type[Event], Callable[..., Command | None]] = {
             RequestBegun: self._request_begun,
             PrefillBegun: self._prefill_begun,
@@ -170,15 +173,18 @@ class Scheduler:
             IllegalEvent: the event does not belong here, or time ran backwards.
             TransferFailed: a batch failed for the second time.
         """
-        if event.time < self._time:
+        time = event.time
+        if time < self._time:
             raise IllegalEvent(f"time ran backwards from {self._time} ns: {event}")
+        self._moved = True
         reply = self._handlers[type(event)](event)
-        self._time = event.time
+        self._time = time
         if self._looks_ahead:
-            wishes = self.forecast.top_up(event.time, len(self._demands) + len(self._prefetches), len(self._submitted))
+            wishes = self._top_up(time, len(self._demands) + len(self._prefetches), len(self._submitted))
             if wishes:
+                self._moved = True
                 self._wish(wishes, Purpose.PREFETCH)
-        if (self._demands or self._prefetches) and len(self._submitted) < self._depth:
+        if self._moved and (self._demands or self._prefetches) and len(self._submitted) < self._depth:
             commands: list[Command] = self._submissions()
             if reply is not None:
                 commands.append(reply)
@@ -233,10 +239,10 @@ class Scheduler:
     def _draft_predicted(self, event: DraftPredicted) -> None:
         granted = self._granted
         if granted is not None:
-            if (event.token, event.layer, len(event.forecasts)) != (
-                granted.token,
-                granted.first,
-                granted.until - granted.first,
+            if not (
+                event.token == granted.token
+                and event.layer == granted.first
+                and len(event.forecasts) == granted.until - granted.first
             ):
                 self._refuse(event)
             self._lead_layer = granted.until
@@ -244,16 +250,17 @@ class Scheduler:
                 self._granted = None
             else:
                 self._granted = DraftAhead(granted.token, granted.until, granted.until)
-            self._wish(self.forecast.draft_predicted(event), Purpose.PREFETCH)
-            return
-        if not (
+        elif (
             self._phase is Phase.DRAFTING
             and event.token == self._drafted < self._gamma
             and event.layer == self._predicted < self._to_predict
         ):
+            self._predicted += len(event.forecasts)
+        else:
             self._refuse(event)
-        self._predicted += len(event.forecasts)
-        self._wish(self.forecast.draft_predicted(event), Purpose.PREFETCH)
+        wishes = self.forecast.draft_predicted(event)
+        if wishes:
+            self._wish(wishes, Purpose.PREFETCH)
 
     def _token_drafted(self, event: TokenDrafted) -> Verify | None:
         granted = self._granted
@@ -345,13 +352,16 @@ class Scheduler:
             and self._granted is None
         ):
             self._refuse(event)
-        first, layers, pace = self._lead_layer, self.config.layers, self.config.pace
+        self._moved = False
         if self._lead >= self._lead_limit or not self.residency.resident.keys().isdisjoint(self.residency.pinned):
             return None
-        end = min(first + self._lead_piece, layers)
-        # The draft is not to be interrupted: it may go on where it is through before there is something to compute.
         lands = self._next_landing()
-        if lands is None or event.time + pace.draft_ns * (end - first) // layers > lands:
+        if lands is None:
+            return None
+        # The draft is not to be interrupted: it may go on where it is through before there is something to compute.
+        first, layers = self._lead_layer, self.config.layers
+        end = min(first + self._lead_piece, layers)
+        if event.time + self.config.pace.draft_ns * (end - first) // layers > lands:
             return None
         self._granted = DraftAhead(self._gamma + self._lead, first, end)
         return self._granted
@@ -511,17 +521,17 @@ class Scheduler:
         self._wish(wishes, Purpose.PREFETCH)
 
     def _computed(self, event: Computed) -> None:
-        first = event.layer * self.config.experts
-        resident, pinned = self.residency.resident, self.residency.pinned
-        keys = [first + expert for expert in event.experts]
+        first, residency = event.layer * self.config.experts, self.residency
+        keys = {first + expert for expert in event.experts}
         if not (
             self._phase is Phase.LAYER
             and event.layer == self._next_layer - 1
-            and len(set(keys)) == len(keys)
-            and all(key in pinned and key in resident for key in keys)
+            and len(keys) == len(event.experts)
+            and keys <= residency.pinned
+            and keys <= residency.resident.keys()
         ):
             self._refuse(event)
-        pinned.difference_update(keys)
+        residency.pinned -= keys
 
     def _host_computed(self, event: HostComputed) -> None:
         if not (
@@ -531,6 +541,7 @@ class Scheduler:
             and event.started <= event.ended <= event.time
         ):
             self._refuse(event)
+        self._moved = False
         self._on_host.remove(event.expert)
 
     def _layer_done(self, event: LayerDone) -> None:

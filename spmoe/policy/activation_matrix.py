@@ -15,7 +15,7 @@ import numpy as np
 
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.row_similarity import MatrixStore
-from spmoe.policy.scored import ScoredOrder
+from spmoe.policy.scored import AWAY, ScoredOrder
 from spmoe.state.events import LayerReached, RequestBegun
 from spmoe.state.forecast import NOTHING, Forecast, Wish
 from spmoe.state.residency import VictimOrder
@@ -143,14 +143,12 @@ class ActivationOrder(ScoredOrder):
 
     def __init__(self, pool_of: Sequence[int], forecast: ActivationForecast) -> None:
         super().__init__(pool_of)
-        self._scores = forecast.scores
+        self._worth = forecast.scores
 
     def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
         """The lowest score; for a prefetch only where it is lower than that of `key`."""
-        among = self._here[pool]
-        if not demand:
-            among = among & (self._scores < self._scores[key])
-        victim = self._lowest(self._scores, among, resident, pinned)
+        worth = self._worth if demand else np.where(self._worth < self._worth[key], self._worth, AWAY)
+        victim = self._lowest(pool, worth, resident, pinned)
         if victim is not None:
             self.forget(victim)
         return victim

@@ -80,7 +80,7 @@ class BackgroundLoads(NextUses):
             return NOTHING
         self._may_find = False
         soonness = self.soonness
-        candidates = self._order.absent(0, len(soonness))
+        candidates = self._order.absent.copy()
         candidates[self._next_layer * self._experts : self._in_time(time) * self._experts] = False
         key = int(np.where(candidates, soonness, _FAR).argmax())
         return ((key, key // self._experts, 0),) if candidates[key] else NOTHING

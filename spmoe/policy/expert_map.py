@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from spmoe.policy.prefetch import Scope
 from spmoe.policy.row_similarity import ONE, Ints, MatrixStore
-from spmoe.policy.scored import ScoredOrder
+from spmoe.policy.scored import AWAY, ScoredOrder
 from spmoe.state.events import LayerReached
 from spmoe.state.forecast import NOTHING, Forecast, Wish
 from spmoe.state.residency import VictimOrder
@@ -205,20 +205,21 @@ class MapOrder(ScoredOrder):
 
     def touch(self, keys: Iterable[int]) -> None:
         """`keys` are used, or come in: the system counts a load as a visit."""
+        keys = tuple(keys)
+        super().touch(keys)
         for key in keys:
-            self._here[self._pool_of[key], key] = True
             self._visits[key] += 1
 
     def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
         """The lowest score of those not wished for; for a demand load, else of all."""
-        forecast, here = self._forecast, self._here[pool]
+        forecast = self._forecast
         if self._truncated:
             scores = forecast.probs * self._visits // PROB
         else:
             scores = (forecast.probs * PROB + 1) * self._visits
-        victim = self._lowest(scores, here & ~forecast.wished, resident, pinned)
+        victim = self._lowest(pool, np.where(forecast.wished, AWAY, scores), resident, pinned)
         if victim is None and demand:
-            victim = self._lowest(scores, here, resident, pinned)
+            victim = self._lowest(pool, scores, resident, pinned)
         if victim is not None:
             self.forget(victim)
             self._visits[victim] = 0

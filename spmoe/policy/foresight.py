@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -23,7 +25,7 @@ from spmoe.policy.prefetch import Scope
 from spmoe.policy.row_similarity import Ints
 from spmoe.policy.said import Said
 from spmoe.policy.scored import ScoredOrder
-from spmoe.policy.use_rates import ONE, WHOLE, Trust, UseRates
+from spmoe.policy.use_rates import ONE, SHIFT, WHOLE, Trust, UseRates
 from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, RequestBegun, StepBegun, TokenDrafted
 from spmoe.state.events import Forecast as Prediction
 from spmoe.state.forecast import NOTHING, Forecast, Wish
@@ -99,6 +101,8 @@ class NextUses(Forecast):
         """How many drafted tokens the window holds; None while that is open."""
         self._leads = ONE
         """How likely the target goes on with the first token past the window."""
+        self._stands = [ONE]
+        """How likely it goes on with those behind that, so many, where it does with the first."""
         self._reached = -1
         """The layer reached last in this pass."""
         self._heard = False
@@ -110,8 +114,8 @@ class NextUses(Forecast):
         self._needed_of = self._needed.reshape(layers, experts)
         self._lap = np.array(layers * ONE)
         """From one visit of a layer to the next."""
-        self._next_visits = -ONE * np.arange(layers)[:, np.newaxis]
-        """Minus the visit of each layer in the pass to come, [layers, 1]."""
+        self._next_visits = -ONE * np.repeat(np.arange(layers), experts).reshape(layers, experts)
+        """Minus the visit of each layer in the pass to come, [layers, experts]."""
         self._expect(slice(0, layers), self._next_visits)
         self._visits = self._next_visits + self._lap
         """In the pass under way, likewise."""
@@ -128,7 +132,8 @@ class NextUses(Forecast):
 
     def worth(self, key: int, victim: int) -> bool:
         """Whether a prefetch of `key` may displace `victim`: only what is expected later than itself."""
-        return bool(self.soonness[victim] < self.soonness[key])
+        soonness = self.soonness
+        return soonness.item(victim) < soonness.item(key)
 
     def request_begun(self, event: RequestBegun) -> Iterable[Wish]:
         self._words, self._chances = [], []
@@ -148,21 +153,27 @@ class NextUses(Forecast):
         while event.token >= len(self._words):  # Of some tokens it may not have been asked.
             self._words.append([])
         word = self._words[event.token]
-        news = event.forecasts[len(word) - event.layer :]  # The rest it has said before, past the window before.
+        layer, news = len(word), event.forecasts
+        if layer > event.layer:
+            news = news[layer - event.layer :]  # The rest it has said before, past the window before.
         if news:
-            layer = len(word)
-            word.extend(news)
+            word += news
             self._hear(event.token, layer, news)
         return NOTHING
 
     def token_drafted(self, event: TokenDrafted, chance: int) -> None:
         self._chances.append(chance)
-        if self._drafted is not None:
-            self._leads = _product(self._chances[: self._window])
+        if self._drafted is None:
+            return
+        if len(self._chances) > self._window:
+            self._stands.append(_both(self._stands[-1], chance))
+        else:
+            self._leads = _both(self._leads, chance)
 
     def settled(self, drafted: int) -> None:
         self._drafted, self._window = drafted, drafted + 1
-        self._leads = _product(self._chances[: self._window])
+        self._leads = reduce(_both, self._chances[: self._window], ONE)
+        self._stands = list(accumulate(self._chances[self._window :], _both, initial=ONE))
         if len(self._words) > self._window:
             self._said.clear()
             self._listen()
@@ -183,10 +194,12 @@ class NextUses(Forecast):
         """A token has spoken of `layer` and those after it."""
         self._heard = True
         if self._drafted is None or token <= self._drafted:
-            ahead = max(layer, self._reached + 1)  # Of layers that have passed the truth is known.
-            self._said.hear(ahead, forecasts[ahead - layer :])
+            ahead = self._reached + 1
+            if ahead > layer:  # Of layers that have passed the truth is known.
+                layer, forecasts = ahead, forecasts[ahead - layer :]
+            self._said.hear(layer, forecasts)
             return
-        self._past.hear(layer, forecasts, _product(self._chances[self._window : token]))
+        self._past.hear(layer, forecasts, self._stands[token - self._window])
 
     def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
         layer = self._reached = event.layer
@@ -234,7 +247,7 @@ class NextUses(Forecast):
         """The draft has spoken of layers in the next pass; whether that stands is another question."""
         rates = self._rates.of(layers)
         needed = self._past.needed(layers, rates, self._trust, self._window - 1)
-        self._expect(layers, self._next_visits, rates + (needed - rates) * self._leads // WHOLE)
+        self._expect(layers, self._next_visits, rates + ((needed - rates) * np.array(self._leads) >> SHIFT))
 
     def _judge(self, layer: int, experts: Sequence[int]) -> None:
         """Compare what the draft said of a layer with the truth."""
@@ -248,12 +261,9 @@ class NextUses(Forecast):
         self._trust.learn_unnamed(expected, surprises)
 
 
-def _product(chances: Iterable[int]) -> int:
-    """The probability (/`ONE`) of all of them."""
-    product = ONE
-    for chance in chances:
-        product = product * chance // ONE
-    return product
+def _both(one: int, other: int) -> int:
+    """The probability (/`ONE`) of two that do not depend on each other."""
+    return one * other // ONE
 
 
 class ExpectedOrder(ScoredOrder):
@@ -264,14 +274,14 @@ class ExpectedOrder(ScoredOrder):
         self._forecast = forecast
         forecast.watch(self)
 
-    def absent(self, first: int, end: int) -> NDArray[np.bool_]:
-        """Of the keys from `first` to `end` (exclusive), which are neither on the GPU nor on their way."""
-        absent: NDArray[np.bool_] = np.logical_not(self._here[:, first:end].any(axis=0))
-        return absent
+    @property
+    def absent(self) -> NDArray[np.bool_]:
+        """Which keys are neither on the GPU nor on their way; not to be changed."""
+        return self._absent
 
     def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
         """The latest expected; for a prefetch only where the forecast agrees."""
-        victim = self._lowest(self._forecast.soonness, self._here[pool], resident, pinned)
+        victim = self._lowest(pool, self._forecast.soonness, resident, pinned)
         if victim is None or not (demand or self._forecast.worth(key, victim)):
             return None
         self.forget(victim)

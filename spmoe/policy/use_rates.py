@@ -14,8 +14,8 @@ from spmoe.policy.row_similarity import Ints
 from spmoe.state.keys import Shape
 
 ONE = 1 << 16
-WHOLE = np.array(ONE)
-"""The same for arrays: numpy reckons with it in half the time that a plain integer takes it."""
+WHOLE, SHIFT = np.array(ONE), np.array(16)
+"""The same for arrays, and its logarithm: numpy reckons with them in half the time that a plain integer takes it."""
 
 FAST, SLOW = 2, 5
 """The two memories: every pass moves them by 1/4 and 1/32 of the difference."""
@@ -40,10 +40,15 @@ class UseRates:
     """
 
     def __init__(self, shape: Shape) -> None:
-        start = ONE * shape.top_k // shape.experts
-        self._averages = np.full((shape.layers, 2, shape.experts), start, np.int64)
-        self._shifts = np.array(((FAST,), (SLOW,)))
-        self._rates = np.full((shape.layers, shape.experts), max(start, LEAST), np.int64)
+        layers, experts = shape.layers, shape.experts
+        start = ONE * shape.top_k // experts
+        self._averages = np.full((layers, 2 * experts), start, np.int64)
+        """Per layer the fast ones of all experts, then the slow ones."""
+        self._shifts = np.repeat(np.array((FAST, SLOW)), experts)
+        self._uses = array("q", [0]) * (2 * experts)
+        """Of the pass under way, for both memories; between passes all 0."""
+        self._all_uses = np.frombuffer(self._uses, np.int64)
+        self._rates = np.full((layers, experts), max(start, LEAST), np.int64)
 
     def of(self, layers: slice) -> Ints:
         """The rates of these layers' experts, [layers, experts], `LEAST` to `ONE`; a view."""
@@ -59,12 +64,15 @@ class UseRates:
         self._move(layer, experts, [min(ONE, window * count * ONE // prompt) for count in tokens])
 
     def _move(self, layer: int, experts: Sequence[int], uses: Sequence[int]) -> None:
-        averages = self._averages[layer]
-        used = array("q", bytes(8 * averages.shape[1]))
+        averages, rates, used = self._averages[layer], self._rates[layer], self._uses
+        count = len(rates)
         for expert, use in zip(experts, uses, strict=True):
-            used[expert] = use
-        averages += (np.frombuffer(used, np.int64) - averages) >> self._shifts
-        np.maximum((averages[0] + averages[1]) >> _HALF, _LEAST, out=self._rates[layer])
+            used[expert] = used[count + expert] = use
+        averages += (self._all_uses - averages) >> self._shifts
+        self._all_uses.fill(0)
+        np.add(averages[:count], averages[count:], out=rates)
+        np.right_shift(rates, _HALF, out=rates)
+        np.maximum(rates, _LEAST, out=rates)
 
 
 class Trust:
@@ -87,7 +95,7 @@ class Trust:
 
     def named(self, sure: Ints) -> Ints:
         """The probabilities that experts are needed of which the draft is so `sure` (/`ONE`); 0 where that is -1."""
-        chances: Ints = self._chances.take(sure >> _SHIFT, mode="wrap")
+        chances: Ints = self._chances[sure >> _SHIFT]
         return chances
 
     def unnamed(self) -> int:

@@ -109,7 +109,7 @@ class WorthwhileLoads(NextUses):
             return NOTHING
         chances = self._needed[first:]
         delay = self._delay()
-        worth = (chances * (delay + spare) > ONE * delay) & self._order.absent(first, len(self._needed))
+        worth = (chances > ONE * delay // (delay + spare)) & self._order.absent[first:]
         earliest = int(worth.argmax())
         if not worth[earliest]:
             self._may_find = False
@@ -126,7 +126,7 @@ class WorthwhileLoads(NextUses):
     def worth(self, key: int, victim: int) -> bool:
         """As the base says; and what the victim is worth counts: a load if this pass needs it, half a load if the next
         one does.  Where whole layers come in time, only who is reached first counts, and in a layer who is likelier."""
-        chance, risk = int(self._needed[key]), int(self._needed[victim])
+        chance, risk = self._needed.item(key), self._needed.item(victim)
         if self._streams and not self._drafting:
             later = self._ahead(victim) - self._ahead(key)
             return later > 0 or (later == 0 and risk < chance)
