@@ -16,10 +16,10 @@ from typing import Final
 
 import numpy as np
 
-from spmoe.policy.foresight import ExpectedOrder, NextUses
+from spmoe.policy.one_ahead import OneAhead
 from spmoe.policy.planner import Pace
-from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, StepBegun
-from spmoe.state.forecast import NOTHING, Wish
+from spmoe.state.events import LayerReached, PrefillBegun, StepBegun
+from spmoe.state.forecast import Wish
 from spmoe.state.keys import Shape
 
 _FAR: Final = np.iinfo(np.int64).min
@@ -27,68 +27,42 @@ _MEMORY: Final = 4
 """Each layer moves the pace by 1/16 of the difference."""
 
 
-class BackgroundLoads(NextUses):
-    """Next uses, and what of them should be fetched while nobody waits for the link.
-
-    One load at a time: the next is chosen when it has arrived, by what is known then.
-    """
-
-    looks_ahead = True
-    expires = True
-    now_or_never = True
+class BackgroundLoads(OneAhead):
+    """Next uses, and what of them should be fetched while nobody waits for the link."""
 
     def __init__(self, shape: Shape, pace: Pace) -> None:
         super().__init__(shape)
         self._load_ns, self._layer_ns, self._draft_ns = pace.load_ns, pace.layer_ns, pace.draft_ns
-        self._order: ExpectedOrder
-        self._next_layer = 0
         self._next_at = 0
         """When the next layer will be reached."""
         self._reached_at = 0
         self._visit_ns = pace.layer_ns
         """From one layer to the next, lately."""
-        self._may_find = False
-        """Whether there may be something to wish for: not looked yet since something changed."""
-
-    def watch(self, order: ExpectedOrder) -> None:
-        self._order = order
 
     def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
-        self._enter(event.time)
+        self._next_at = event.time + self._layer_ns
         return super().prefill_begun(event)
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
-        self._enter(event.time + gamma * self._draft_ns)
+        self._next_at = event.time + gamma * self._draft_ns + self._layer_ns
         super().step_begun(event, gamma)
-
-    def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
-        self._may_find = True
-        return super().draft_predicted(event)
 
     def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
         if event.layer:
             self._visit_ns = max(1, self._visit_ns + (event.time - self._reached_at - self._visit_ns >> _MEMORY))
         self._reached_at = event.time
-        self._next_layer, self._next_at, self._may_find = event.layer + 1, event.time + self._visit_ns, True
+        self._next_at = event.time + self._visit_ns
         return super().layer_reached(event)
 
-    def top_up(self, time: int, queued: int, submitted: int) -> Iterable[Wish]:
-        if queued or submitted:
-            self._may_find = True
-            return NOTHING
-        if not self._may_find:
-            return NOTHING
-        self._may_find = False
+    def _best(self, time: int) -> int | None:
+        """Who is needed soonest; in this pass only if it is there in time."""
         soonness = self.soonness
         candidates = self._order.absent.copy()
         candidates[self._next_layer * self._experts : self._in_time(time) * self._experts] = False
         key = int(np.where(candidates, soonness, _FAR).argmax())
-        return ((key, key // self._experts, 0),) if candidates[key] else NOTHING
+        return key if candidates[key] else None
 
     def _in_time(self, time: int) -> int:
         """The first of the layers ahead that a load which begins now would be in time for."""
         late = time + self._load_ns - max(self._next_at, time)
         return self._next_layer + max(0, (2 * late + self._visit_ns) // (2 * self._visit_ns))
-
-    def _enter(self, verified_from: int) -> None:
-        self._next_layer, self._next_at, self._may_find = 0, verified_from + self._layer_ns, True
