@@ -10,6 +10,7 @@ from itertools import count
 
 import pytest
 
+from sim.replay import replay
 from spmoe.policy.foresight import LatestExpected, NextUses
 from spmoe.policy.horizon import NextLayer
 from spmoe.policy.planner import Pace
@@ -18,6 +19,7 @@ from spmoe.policy.worthwhile import ForesightAhead
 from spmoe.state.events import DraftPredicted, LayerReached, StepBegun, TokenDrafted
 from spmoe.state.keys import Shape
 from spmoe.trace.schema import ONE
+from tests.conformance.cases import make_trace
 from tests.sim.paper import machine, milliseconds, solve, token, trace, waits
 
 PACE = Pace(load_bytes=1, latency_ns=0, transfer_ns=100, draft_ns=400, layer_ns=10)
@@ -182,3 +184,15 @@ def test_what_was_drafted_past_the_window_is_of_the_next_one_when_it_stands() ->
     sure = forecast.soonness.copy()
     forecast.draft_predicted(DraftPredicted(40, 0, 0, (((3, ONE),),)))  # As the draft said already.
     assert (forecast.soonness == sure).all()
+
+
+@pytest.mark.parametrize("cpu_experts", [True, False])
+def test_at_most_no_token_is_plain_decoding(cpu_experts: bool) -> None:
+    """A longest draft of 0 leaves nothing to choose."""
+    lines = make_trace(3, 3, 6, 2, [12, 7, 9], agreement=0.8, empty=0)
+    given, chosen = (
+        replay(lines, "spmoe.foresight", slots=9, cpu_experts=cpu_experts, **{name: 0}).results[0]
+        for name in ("gamma", "gamma_max")
+    )
+    assert chosen.metrics == given.metrics
+    assert (given.lengths, chosen.lengths) == (None, (0,) * 28)
