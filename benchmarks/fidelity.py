@@ -184,9 +184,9 @@ def draw(found: Fidelity, path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")
 
 
-def embedded(text: str, name: str, lines: Iterator[str]) -> str:
-    """`text` with the lines in place of what stands between the marks."""
-    begin, end = f"<!-- {name}: made by benchmarks/fidelity.py -->", f"<!-- end of {name} -->"
+def embedded(text: str, name: str, lines: Iterator[str], by: str = "fidelity") -> str:
+    """`text` with the lines in place of what stands between the marks of the benchmark `by`."""
+    begin, end = f"<!-- {name}: made by benchmarks/{by}.py -->", f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     return "\n".join([before + begin, "", *lines, "", end]) + after

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 
+from engine.closing import Closing
 from spmoe.step import DraftLayers, DraftToken
 
 Piece = DraftLayers | DraftToken
@@ -30,7 +30,7 @@ class _Failed(NamedTuple):
     error: BaseException
 
 
-class Aside:
+class Aside(Closing):
     """Runs one piece of work at a time, by turns with whoever asks."""
 
     def __init__(self, device: torch.device) -> None:
@@ -83,14 +83,6 @@ class Aside:
         self.leave()
         self._pieces.put(None)  # Should somebody have been interrupted while it began.
         self._pool.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _stream(self) -> AbstractContextManager[Any]:
         """A block that enqueues where the asking thread does."""

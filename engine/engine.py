@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
 
+from engine.closing import Closing
 from engine.decode import Decoder
 from engine.driver import Observer
 from engine.loader import load_experts, load_rest
@@ -42,7 +42,7 @@ class Generation(NamedTuple):
     text: str
 
 
-class Engine:
+class Engine(Closing):
     """A Mixture-of-Experts model whose experts travel, and the draft model that speculates for it.
 
     Use it in a `with` block, or `close` it: threads and memory are its own.  One request at a time, batch 1.
@@ -170,14 +170,6 @@ class Engine:
     def close(self) -> None:
         """Stops the threads and gives the memory back.  Idempotent."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _load(self, stack: ExitStack) -> None:
         """Models, host store and slots."""

@@ -72,25 +72,25 @@ class ForcedDecoder:
     def _round(self, lines: Sequence[TokenLine], position: int, tokens: list[int]) -> int:
         """Drafts and verifies behind `tokens`, which it adds to; returns how many drafted tokens stand."""
         target, driver, chain, script = self._rig.target, self._rig.driver, self._rig.chain, self._script
-        whole = script.round(lines, 0 if chain is None else chain.gamma)
+        this = script.round(lines, 0 if chain is None else chain.gamma)
         proposals: list[Proposal] = []
         if chain is None:
             driver.step(position, 0)
         else:
-            limit, reach = len(whole.inputs) - 1, chain.reach(len(lines))
+            limit, reach = len(this.whole.inputs) - 1, chain.reach(len(lines))
             driver.step(position, limit, len(chain.proposals), reach, chain.go_on)
             proposals = chain.proposals[: chain.draft(tokens)]
         drafted = [each.token for each in proposals]
         logits = target.verify([tokens[-1], *drafted])
         self._sampler.verify(drafted, [each.distribution for each in proposals], logits)
-        accepted = min(whole.accepted, len(drafted))
+        accepted = min(this.whole.accepted, len(drafted))
         assert type(driver.asked) is Accept
         driver.answer(accepted)
         target.forget(len(drafted) - accepted)
         tokens += drafted[:accepted]
         follows: int | None = None
         if chain is not None:
-            stands = script.right > len(drafted)
+            stands = this.right > len(drafted)
             follows = chain.continuation(len(drafted)) if stands else None
             chain.end(len(drafted), len(tokens), stands)
         tokens.append(self._random.randrange(self._vocabulary) if follows is None else follows)

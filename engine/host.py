@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
+
+from engine.closing import Closing
 
 
 class HostResult(NamedTuple):
@@ -21,7 +22,7 @@ class HostResult(NamedTuple):
     ended_ns: int
 
 
-class HostWorker:
+class HostWorker(Closing):
     """Computes one expert after the other, in the order asked for.  All methods belong to one thread."""
 
     def __init__(self, start_ns: int | None = None) -> None:
@@ -61,14 +62,6 @@ class HostWorker:
     def close(self) -> None:
         """Finish the expert under way, drop the rest and join the thread.  Idempotent."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _take(self, block: bool) -> HostResult:
         result = self._done.get(block=block)

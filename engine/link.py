@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from engine.closing import Closing
 from engine.copies import Copier, Flight, MemoryCopier, StreamCopier, runs
 from engine.slots import SlotBuffer
 from engine.store import HostStore
@@ -27,7 +27,7 @@ class Completion(NamedTuple):
     error: Exception | None
 
 
-class Link:
+class Link(Closing):
     """Carries out `Submit` commands; at most `depth` are outstanding, that is, their completion not yet handed out.
 
     All methods but `close` belong to one thread.  Under CUDA that thread's current stream is the one that computes:
@@ -133,14 +133,6 @@ class Link:
         self._closing.set()
         self._submitted.put(None)
         self._worker.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _require_worker(self) -> None:
         if self._closing.is_set():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 
 from engine.aside import Aside
 from engine.chain import Chain
 from engine.clock import Clock, RealClock, VirtualClock
+from engine.closing import Closing
 from engine.computation import choose
 from engine.drafting import Draft
 from engine.driver import Driver, Observer
@@ -37,7 +37,7 @@ class Weights(NamedTuple):
     store: HostStore
 
 
-class Rig:
+class Rig(Closing):
     """One scheduler's worth of engine; use it in a `with` block, whose end joins the threads and unhooks the models."""
 
     def __init__(
@@ -93,10 +93,6 @@ class Rig:
                 stack.enter_context(aside)
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Joins the threads and unhooks the models.  Idempotent."""
         self._stack.close()

@@ -15,7 +15,7 @@ import torch
 from spmoe.state.events import Forecast
 from spmoe.trace.gates import gate_of
 from spmoe.trace.schema import Cell, PrefillLine, RejectedLine, TokenLine
-from spmoe.trace.windows import Window, window
+from spmoe.trace.windows import Round
 
 Cells = list[list[int]]
 """Experts by rank of each token: [tokens][top_k]."""
@@ -45,39 +45,32 @@ class Script:
         self._device = device
         self._cells: list[Cells] = []
         self._experts: torch.Tensor
-        self._lines: Sequence[TokenLine] = ()
-        self._inputs: tuple[TokenLine | RejectedLine, ...] = ()
-        self._verified: int | None = None
-        """How many tokens the target reads in this round; None before it begins."""
-        self.right = 0
-        """How many tokens the draft gets right from the round's first one on."""
+        self._round: Round | None = None
+        """None while a prompt is read."""
 
     def prompt(self, line: PrefillLine) -> None:
         """The pass to come reads a prompt: which token goes to which expert is not known, only how many to each."""
-        self._inputs = ()
+        self._round = None
         self._set([_spread(line, layer, self._top_k) for layer in range(len(line.touched))])
 
-    def round(self, lines: Sequence[TokenLine], gamma: int) -> Window:
-        """The passes to come are a round that begins with these lines, and verifies at most `gamma` drafted tokens;
-        returns the longest window that it may verify.
+    def round(self, lines: Sequence[TokenLine], gamma: int) -> Round:
+        """The passes to come are a round that begins with these lines, and verifies at most `gamma` drafted tokens.
 
         Raises ValueError where a line does not tell all experts of its token.
         """
-        whole = window(lines, gamma)
-        self._lines, self._inputs, self._verified = lines, whole.inputs, None
-        self.right = next((place for place, line in enumerate(lines) if not line.agree), len(lines))
+        self._round = this = Round(lines, gamma)
         layers = len(lines[0].routed)
-        self._set([[_whole(line.routed[layer], self._top_k) for line in self._inputs] for layer in range(layers)])
-        return whole
+        self._set([[_whole(line.routed[layer], self._top_k) for line in this.whole.inputs] for layer in range(layers)])
+        return this
 
     def routed(self, layer: int, spoken: Spoken) -> Spoken:
         """What the trace has in place of `spoken`; the weights stay those that were computed."""
         tokens = len(spoken.cells)
-        inputs = self._inputs[:tokens]
         spoken = spoken._replace(experts=self._experts[layer, :tokens], cells=self._cells[layer][:tokens])
-        if not inputs:
+        if self._round is None:
             return spoken
-        self._verified = tokens
+        self._round.drafted = tokens - 1
+        inputs = self._round.whole.inputs[:tokens]
         next_gate = gates = None
         if spoken.next_gate is not None:
             next_gate = tuple([_forecasts(line, "next_gate", len(self._cells))[layer + 1] for line in inputs])
@@ -87,21 +80,16 @@ class Script:
 
     def forecasts(self, token: int, first: int, end: int) -> tuple[Forecast, ...]:
         """The draft's for layers `first` to `end` (exclusive), as it read the round's input `token`."""
-        return _forecasts(self._input(token), "draft", len(self._cells))[first:end]
+        return _forecasts(self._read(token), "draft", len(self._cells))[first:end]
 
     def probability(self, token: int) -> int | None:
         """The draft's (/65536) of the token that it proposes behind the round's input `token`."""
-        return self._input(token).draft_prob
+        return self._read(token).draft_prob
 
-    def _input(self, token: int) -> TokenLine | RejectedLine:
-        """What the draft reads as that token, in the window or past it: as the simulator has it."""
-        verified = self._verified
-        if verified is None or token < verified:
-            return self._inputs[token]
-        if self.right < verified:  # It has gone astray; nobody recorded what it read then.
-            return self._inputs[(token - verified) % verified]
-        beyond = self._lines[verified:]
-        return window(beyond, len(beyond) - 1).inputs[token - verified]
+    def _read(self, token: int) -> TokenLine | RejectedLine:
+        """What the draft reads as the round's input `token`."""
+        assert self._round is not None
+        return self._round.read(token)
 
     def _set(self, layers: list[Cells]) -> None:
         self._cells = layers

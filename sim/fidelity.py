@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sim.runner import Runner
 from spmoe.config import SchedulerConfig
@@ -58,6 +58,14 @@ class Compared:
         }
 
 
+class Pair(NamedTuple):
+    """Two policies of a run, and whether both are predicted in the order in which they were measured."""
+
+    faster: Compared
+    slower: Compared
+    agreed: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Fidelity:
     """What was compared, run after run."""
@@ -84,7 +92,7 @@ class Fidelity:
 
         Pairs that lie within the spread of what was measured do not count; None where none is left.
         """
-        agreed = [each for run in self.runs() for each in _agreements(run.policies)]
+        agreed = [1 if each.agreed else -1 for each in self.pairs()]
         return sum(agreed) / len(agreed) if agreed else None
 
     @property
@@ -108,6 +116,15 @@ class Fidelity:
         for run in dict.fromkeys(each.run for each in self.policies):
             yield Fidelity(tuple(each for each in self.policies if each.run == run))
 
+    def pairs(self) -> Iterator[Pair]:
+        """Those of each run that differ by more than the spread of what was measured."""
+        for run in self.runs():
+            for one, other in combinations(run.policies, 2):
+                apart = one.measured_tpot_ms - other.measured_tpot_ms
+                if abs(apart) > max(each.spread * each.measured_tpot_ms for each in (one, other)):
+                    predicted = one.predicted_tpot_ms - other.predicted_tpot_ms
+                    yield Pair(*((one, other) if apart < 0 else (other, one)), agreed=predicted * apart > 0)
+
     def to_json(self) -> dict[str, Any]:
         """All of it; the same inputs give the same bytes."""
         return {
@@ -123,14 +140,6 @@ class Fidelity:
             "kendall_tau": self.kendall_tau,
             "on_target": self.on_target,
         }
-
-
-def _agreements(policies: Sequence[Compared]) -> Iterator[int]:
-    """For each pair that differs by more than its spread: 1 where both have it in the same order, else -1."""
-    for one, other in combinations(policies, 2):
-        apart = one.measured_tpot_ms - other.measured_tpot_ms
-        if abs(apart) > max(each.spread * each.measured_tpot_ms for each in (one, other)):
-            yield 1 if (one.predicted_tpot_ms - other.predicted_tpot_ms) * apart > 0 else -1
 
 
 def fidelity(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Final
 
 from spmoe.machine.cost import CostModel
@@ -12,8 +11,8 @@ from spmoe.policy.recipe import Told
 from spmoe.state.events import Forecast
 from spmoe.step import Accept, Attention, DraftLayers, DraftToken, Effect, Keep, Routed, Shorten
 from spmoe.trace.gates import even_gate, gate_of
-from spmoe.trace.schema import PrefillLine, RejectedLine, TokenLine
-from spmoe.trace.windows import Routing, window
+from spmoe.trace.schema import PrefillLine, TokenLine
+from spmoe.trace.windows import Round, Routing
 from spmoe.unread import Unread
 
 NO_FORECAST: Forecast = ()
@@ -117,40 +116,35 @@ class StepPass(Pass):
         unread.round_begun(position, known)
         self._read: int | None = None
         """What the draft reads for the token under way."""
-        self._lines = lines
-        self._whole = window(lines, gamma)
-        """The longest window that this round may verify."""
+        self._round = Round(lines, gamma)
         self._seen = known
         """Tokens that the draft has read, from the window's first one on."""
-        self._cut: int | None = None
-        """How many of the tokens drafted the window holds, where that is not all."""
-        self._right = next((place for place, line in enumerate(lines) if not line.agree), len(lines))
-        """How many tokens the draft gets right from here on."""
 
     @property
     def reach(self) -> int:
         """The most tokens that the draft may read."""
-        return len(self._lines)
+        return len(self._round.lines)
 
     @property
     def stands(self) -> int:
         """How many of the next window's tokens the draft has read already."""
-        return max(0, self._seen - self._drafted - 1) if self._right > self._drafted else 0
+        return max(0, self._seen - self._drafted - 1) if self._round.right > self._drafted else 0
 
     @property
     def limit(self) -> int:
         """The most tokens that may be drafted."""
-        return len(self._whole.inputs) - 1
+        return len(self._round.whole.inputs) - 1
 
     @property
     def tokens(self) -> int:
         """Tokens that the round puts out."""
-        return min(self._whole.accepted, self._drafted) + 1
+        return min(self._round.whole.accepted, self._drafted) + 1
 
     @property
     def _drafted(self) -> int:
         """How many drafted tokens the window holds."""
-        return min(self._seen, self.limit) if self._cut is None else self._cut
+        settled = self._round.drafted
+        return min(self._seen, self.limit) if settled is None else settled
 
     def outcome(self, effect: Any) -> tuple[int, Any]:
         """Duration (ns) and value of any effect but computing experts."""
@@ -158,7 +152,7 @@ class StepPass(Pass):
         if kind is Attention:
             layer = effect.layer
             if layer == 0:
-                self._cut = self._drafted  # What is read from now on lies past the window.
+                self._round.drafted = self._drafted
                 self._begin_verification()
             return self._attention_ns(layer), self._route(layer) if self._told_nothing else self._told_route(layer)
         if kind is DraftLayers:
@@ -169,9 +163,9 @@ class StepPass(Pass):
             duration = self._draft_ns(effect.first_layer, self._cost.geometry.layers)
             self._seen = effect.token + 1
             self._read = None
-            return duration, self._input(effect.token).draft_prob
+            return duration, self._round.read(effect.token).draft_prob
         if kind is Shorten:
-            self._cut = effect.drafted
+            self._round.drafted = effect.drafted
             return 0, None
         if kind is Keep:
             return 0, self.stands
@@ -190,40 +184,20 @@ class StepPass(Pass):
         if told.next_gate and layer + 1 < len(self._routing):
             routed = routed._replace(next_gate=self._next_gate(layer + 1))
         if told.gates:
-            inputs = self._whole.inputs[: self._drafted + 1]
+            inputs = self._round.whole.inputs[: self._drafted + 1]
             routed = routed._replace(gates=tuple(gate_of(line, layer) for line in inputs))
         return routed
 
     def _next_gate(self, layer: int) -> tuple[Forecast, ...]:
         return tuple([self._forecasts("next_gate", token)[layer] for token in range(self._drafted + 1)])
 
-    def _input(self, token: int) -> TokenLine | RejectedLine:
-        """What the draft reads as that token, in the window or past it.
-
-        Where it has gone astray past the window, and nobody recorded what it read, it goes over the window once more.
-        (What really came there would tell it the future.)
-        """
-        inputs, last = self._whole.inputs, self._cut
-        if last is None or token <= last:
-            return inputs[token]
-        past = token - last - 1
-        if self._right <= last:
-            return inputs[past % (last + 1)]
-        return self._beyond[past]
-
-    @cached_property
-    def _beyond(self) -> tuple[TokenLine | RejectedLine, ...]:
-        """What the draft reads behind a window that stands; asked for only once that is cut."""
-        lines = self._lines[self._drafted + 1 :]
-        return window(lines, len(lines) - 1).inputs
-
     def _draft_forecasts(self, token: int) -> tuple[Forecast, ...]:
-        forecasts = self._input(token).forecasts.get("draft")
+        forecasts = self._round.read(token).forecasts.get("draft")
         return forecasts if forecasts is not None else (NO_FORECAST,) * self._cost.geometry.layers
 
     def _begin_verification(self) -> None:
         tokens = self._drafted + 1
-        whole = self._whole
+        whole = self._round.whole
         self._layer_ns = self._reading_ns(tokens, self._position + tokens)
         inputs = whole.inputs[:tokens]
         if tokens == 1 and self._told.gate is not None:
@@ -231,5 +205,5 @@ class StepPass(Pass):
         self._routing = whole._replace(inputs=inputs).routing()
 
     def _forecasts(self, name: str, token: int) -> tuple[Forecast, ...]:
-        forecasts = self._whole.inputs[token].forecasts.get(name)
+        forecasts = self._round.whole.inputs[token].forecasts.get(name)
         return forecasts if forecasts is not None else (NO_FORECAST,) * self._cost.geometry.layers

@@ -127,8 +127,12 @@ def finished(cells: Sequence[Cell], out: str | os.PathLike[str]) -> dict[tuple[s
     if not Path(out).exists():
         return {}
     rows = read_table(out)
-    if not rows or not set(IDENTITY) <= rows[0].keys():
+    missing = [name for name in IDENTITY if not rows or name not in rows[0]]
+    if {"code", "trace_digest"} & set(missing):
         raise InputError(f"{out}: is there already and is no table of a sweep; expected the name of one, or a new name")
+    if missing:
+        lacking = f"column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+        raise InputError(f"{out}: is the table of another version, without the {lacking}; expected a new name")
     return {identity(row): row for row in rows}
 
 

@@ -1,4 +1,4 @@
-"""The page and the README quote the result file, and that is what the simulator says of the run files."""
+"""Pages and the README quote the result files, and those are what the simulator says of the run files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import engine_order
 from benchmarks.fidelity import CACHES, PAGE, RATIOS, README, RESULT, TRACE, embedded, known, page, run_file, sentence
 from sim.fidelity import fidelity
 
@@ -21,6 +22,12 @@ def test_the_page_is_that_of_the_result_file() -> None:
 def test_so_is_the_readme() -> None:
     text = README.read_text("utf-8")
     assert embedded(text, "fidelity summary", sentence(known())) == text
+
+
+def test_so_is_the_order_of_foresights_rows() -> None:
+    text = engine_order.PAGE.read_text("utf-8")
+    found = json.loads(engine_order.RESULT.read_text("utf-8"))
+    assert embedded(text, "order", engine_order.page(found), "engine_order") == text
 
 
 @pytest.mark.parametrize("file", [run_file(1.0, 0.5), run_file(3.0, 0.25)], ids=lambda file: file.stem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import repeat
 from typing import NamedTuple
 
@@ -60,6 +61,40 @@ def window(lines: Sequence[TokenLine], gamma: int) -> Window:
     inputs[accepted + 1 : accepted + 1 + len(recorded)] = recorded
     stand_ins = max(0, drafted - accepted - len(recorded))
     return Window(tuple(inputs), accepted, stand_ins)
+
+
+class Round:
+    """A round that begins with given lines: the longest window that it may verify, and what its draft reads."""
+
+    def __init__(self, lines: Sequence[TokenLine], gamma: int) -> None:
+        """`lines` as in `window`, and behind them as many as the draft may go past the longest window."""
+        self.lines = lines
+        self.whole = window(lines, gamma)
+        self.right = next((place for place, line in enumerate(lines) if not line.agree), len(lines))
+        """How many tokens the draft gets right from the round's first one on."""
+        self.drafted: int | None = None
+        """How many drafted tokens the window holds, once that is settled: what is read from then on lies behind it."""
+
+    def read(self, token: int) -> TokenLine | RejectedLine:
+        """What the draft reads as that token of the round, in the window or past it.
+
+        Where it has gone astray past the window, and nobody recorded what it read, it goes over the window once more.
+        (What really came there would tell it the future.)
+        """
+        inputs, drafted = self.whole.inputs, self.drafted
+        if drafted is None or token <= drafted:
+            return inputs[token]
+        past = token - drafted - 1
+        if self.right <= drafted:
+            return inputs[past % (drafted + 1)]
+        return self._beyond[past]
+
+    @cached_property
+    def _beyond(self) -> tuple[TokenLine | RejectedLine, ...]:
+        """Behind a window that stands; asked for only once that is settled."""
+        assert self.drafted is not None
+        lines = self.lines[self.drafted + 1 :]
+        return window(lines, len(lines) - 1).inputs
 
 
 class Request:

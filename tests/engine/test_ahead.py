@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ PATIENT = replace(FAST, gpu=replace(FAST.gpu, layer_overhead_ns=10**7))
 SHORT = replace(FAST, link=replace(FAST.link, bandwidth=2 * 10**7))
 """Its link takes an expert hardly longer than the draft a token: often a token is only begun."""
 LINK_GBPS = 2e-4
+Plain = Callable[[tuple[int, ...]], tuple[int, ...]]
 LENGTHS: dict[str, dict[str, int]] = {"three": {"gamma": 3}, "one": {"gamma": 1}, "open": {}, "few": {"gamma_max": 4}}
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -85,60 +87,63 @@ class Watched(Engine):
                 self.seen["dropped"] += command.drafted == getattr(event, "token", None)
 
 
-def prompts(count: int) -> list[list[int]]:
-    return [tokens(length, seed).tolist()[0] for seed, length in zip(range(count), (5, 1, 21, 9, 33), strict=False)]
+@pytest.fixture(scope="module")
+def plain(pairs: Pairs) -> Plain:
+    """What plain decoding puts behind a prompt, for as long as any test asks for."""
+    target = pairs.target("mixtral")
+    return cache(lambda prompt: tuple(pairs.plain(target, torch.float32, prompt, 24, None).tokens))
+
+
+def prompts(count: int) -> list[tuple[int, ...]]:
+    return [prompt_of(length, seed) for seed, length in zip(range(count), (5, 1, 21, 9, 33), strict=False)]
+
+
+def prompt_of(length: int, seed: int) -> tuple[int, ...]:
+    return tuple(tokens(length, seed).tolist()[0])
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("draft", ["itself", "noisy", "random"])
-def test_every_token_is_that_of_plain_decoding(tmp_path: Path, pairs: Pairs, draft: str, length: str) -> None:
+def test_every_token_is_that_of_plain_decoding(
+    tmp_path: Path, pairs: Pairs, plain: Plain, draft: str, length: str
+) -> None:
     target = pairs.target("mixtral")
     with Watched(target, pairs.draft(draft, "mixtral"), WAITING, **LENGTHS[length]) as engine:
         for prompt in prompts(3 * SOAK):
+            text = plain(prompt)
             for budget in (1, 2, 5, 23):
-                expected = pairs.plain(target, torch.float32, prompt, budget, None).tokens
-                assert list(engine.generate(prompt, budget, ignore_eos=True).tokens) == expected
+                assert engine.generate(prompt, budget, ignore_eos=True).tokens == text[:budget]
         engine.verify(tmp_path)
     assert engine.seen[DraftAhead.__name__] > 10
     assert engine.seen[LeadStands.__name__] > 0 or draft == "random"
+    if length == "open":
+        assert max(engine.lengths()) <= 16
+        assert engine.seen["dropped"] > 0
 
 
 @pytest.mark.parametrize("length", ["three", "open"])
-def test_so_it_is_in_real_time(tmp_path: Path, pairs: Pairs, length: str) -> None:
+def test_so_it_is_in_real_time(tmp_path: Path, pairs: Pairs, plain: Plain, length: str) -> None:
     target = pairs.target("mixtral")
     with Watched(target, pairs.draft("itself", "mixtral"), None, **LENGTHS[length]) as engine:
         for prompt in prompts(2):
-            expected = pairs.plain(target, torch.float32, prompt, 12, None).tokens
-            assert list(engine.generate(prompt, 12, ignore_eos=True).tokens) == expected
+            assert engine.generate(prompt, 7, ignore_eos=True).tokens == plain(prompt)[:7]
         engine.verify(tmp_path)
     assert engine.seen[LinkAwaited.__name__] > 0
 
 
 @pytest.mark.parametrize("length", ["three", "few"])
 @pytest.mark.parametrize("draft", ["itself", "noisy"])
-def test_the_end_may_be_anywhere(tmp_path: Path, pairs: Pairs, draft: str, length: str) -> None:
+def test_the_end_may_be_anywhere(tmp_path: Path, pairs: Pairs, plain: Plain, draft: str, length: str) -> None:
     """Inside the window, at its end, behind it, and among what was drafted past it."""
-    prompt = tokens(7, 0).tolist()[0]
-    text = pairs.plain(pairs.target("mixtral"), torch.float32, prompt, 24, None).tokens
+    prompt = prompt_of(7, 0)
+    text = plain(prompt)
     fresh = [place for place, token in enumerate(text) if token not in text[:place]]
-    for place in fresh[:6]:
-        target = pairs.target("mixtral", 0, eos_token_id=text[place])
-        with Watched(target, pairs.draft(draft, "mixtral"), WAITING, **LENGTHS[length]) as engine:
-            for _ in range(2):  # The second knows the draft, and goes on with a warm cache.
-                assert list(engine.generate(prompt, 24).tokens) == text[: place + 1]
-            engine.verify(tmp_path)
-
-
-def test_tokens_are_dropped_and_kept(pairs: Pairs) -> None:
-    """What the tests above try comes up: a token drafted in vain, lengths chosen, tokens kept for the next round."""
-    seen: Counter[str] = Counter()
-    for draft in ("itself", "noisy"):
-        with Watched(pairs.target("mixtral"), pairs.draft(draft, "mixtral"), WAITING) as engine:
-            for prompt in prompts(3):
-                engine.generate(prompt, 30, ignore_eos=True)
-        seen += engine.seen
-    assert min(seen[name] for name in ("Verify", "dropped", "LeadStands", "DraftAhead")) > 0
-    assert engine.lengths() and max(engine.lengths()) <= 16
+    with Watched(pairs.target("mixtral"), pairs.draft(draft, "mixtral"), WAITING, **LENGTHS[length]) as engine:
+        for place in fresh[:6]:
+            engine.ends = frozenset({text[place]})
+            for _ in range(2):  # The second knows the draft, and goes on with a cache that is warm for it.
+                assert engine.generate(prompt, 24).tokens == text[: place + 1]
+        engine.verify(tmp_path)
 
 
 @pytest.mark.parametrize("length", ["three", "open"])
@@ -165,8 +170,8 @@ def test_a_token_half_read_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, pair
     monkeypatch.setattr(Draft, "propose", compared)
     monkeypatch.setattr(Draft, "forget", checked)
     with Watched(pairs.target("mixtral"), folder, SHORT, dtype="float64", **LENGTHS[length]) as engine:
-        for prompt in prompts(3):
-            engine.generate(prompt, 20, ignore_eos=True)
+        for prompt in prompts(2):
+            engine.generate(prompt, 16, ignore_eos=True)
     assert half_read
 
 

@@ -18,7 +18,7 @@ from spmoe.log import read_config, verify_log  # noqa: E402
 from spmoe.machine.geometry import draft_model, geometry  # noqa: E402
 from spmoe.machine.hardware import load_hardware  # noqa: E402
 from spmoe.machine.measured import cost_model  # noqa: E402
-from spmoe.policy.registry import RECIPES  # noqa: E402
+from spmoe.policy.registry import RECIPES, recipe  # noqa: E402
 from spmoe.policy.runtime import NATIVE  # noqa: E402
 from spmoe.results.run import log_path, read_run  # noqa: E402
 from spmoe.setting import resolve_setting  # noqa: E402
@@ -117,6 +117,7 @@ def test_a_profile_is_one_of_the_simulators(tmp_path: Path, capsys: Out) -> None
         (["measure", str(TRACE), "--policy", "adapmoe.gated"], "policy adapmoe.gated: changes the model's output"),
         (["measure", str(TRACE), "--policy", "fiddler"], "policy fiddler: has a runtime of its own"),
         (["measure", str(TRACE), "--policy", "accelerate.*"], "none of those that accelerate.* names"),
+        (["measure", str(TRACE), "--no-cpu-experts", "--policy", "llamacpp.cpu-moe"], "--no-cpu-experts (cpu_experts"),
         (["measure", str(TRACE), "--tokens", "9999"], "tokens: expected 1 to 2528"),
         (["measure", str(TRACE), "--tokens", "0"], "--tokens: expected a number of tokens, at least 1"),
         (["measure", str(TRACE), "--repeats", "0"], "--repeats"),
@@ -171,6 +172,9 @@ def test_what_is_left_out_and_why() -> None:
     assert all(one.runtime == NATIVE and one.lossless for one in chosen.recipes)
     # One request of the trace is too few to learn from others; nobody can be asked without a map of layers.
     assert chosen.skipped["static.popular"] == "learns from other requests, and the trace has only one"
+    kept_out = choose(pair, trace, ["all"], Room(0.5, cpu_experts=False))
+    assert recipe("spmoe.foresight.split") in kept_out.recipes
+    assert "--no-cpu-experts" in kept_out.skipped["llamacpp.cpu-moe"]
     narrow = pair._replace(layer_map=None, why="the draft is narrow", next_gate=False)
     skipped = choose(narrow, trace, ["all"], Room(0.5)).skipped
     assert skipped["spmoe.paper"] == "needs draft forecasts, which these models do not give: the draft is narrow"

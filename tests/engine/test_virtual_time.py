@@ -150,6 +150,19 @@ def test_drafts_that_go_on_past_the_window(tmp_path: Path, pairs: Pairs, policy:
     assert events >= {"DraftAhead", "LeadStands"}
 
 
+def test_at_most_no_token_is_plain_decoding(tmp_path: Path, pairs: Pairs) -> None:
+    """A longest draft of 0 leaves nothing to choose."""
+    options: dict[str, Any] = {"policy": "spmoe.foresight", "slots": 6, "cpu_experts": False, "sampling": ENDLESS}
+    given, chosen = (
+        run(pairs.of("mixtral"), REQUESTS, SLOW, **options, **{name: 0}) for name in ("gamma", "gamma_max")
+    )
+    check(chosen, tmp_path)
+    assert chosen.plan.config.chooses and not given.plan.config.chooses
+    assert chosen.tokens == given.tokens
+    assert chosen.lines == given.lines
+    assert chosen.document["results"][0]["drafted_per_step"] == 0
+
+
 def test_prefetches_come_early_and_late(pairs: Pairs) -> None:
     """The two machines are such that nothing of this is left untried."""
     seen = {}

@@ -16,7 +16,7 @@ import pytest
 
 import sim
 from sim.__main__ import main
-from sim.grid import code_digest, grid, identity
+from sim.grid import IDENTITY, code_digest, grid, identity
 from sim.journal import Journal, read_rows
 from sim.sweep import Task, run_sweep
 from sim.table import read_table
@@ -324,6 +324,7 @@ def test_a_trace_that_changes_meanwhile_is_refused(trace: Path) -> None:
         (["--out", "table.txt"], ["table.txt", ".csv or .parquet"]),
         (["--out", "nowhere/table.csv"], ["nowhere/table.csv", "cannot be written"]),
         (["--out", "other.csv"], ["other.csv", "no table of a sweep"]),
+        (["--out", "old.csv"], ["old.csv", "another version", "without the column cpu_experts", "a new name"]),
         (["--out", "folder.csv"], ["folder.csv", "directory"]),
         (["missing.jsonl"], ["missing.jsonl", "No such file"]),
     ],
@@ -338,6 +339,8 @@ def test_wrong_values_are_told_before_any_work(
 ) -> None:
     monkeypatch.chdir(trace.parent)
     Path("other.csv").write_text("a,b\n1,2\n")
+    known = [name for name in IDENTITY if name != "cpu_experts"]
+    Path("old.csv").write_text(",".join(known) + "\n" + ",".join("1" for _ in known) + "\n")
     Path("folder.csv").mkdir()
     before = sorted(Path().iterdir())
     first = [] if options[0].startswith("--") else [options.pop(0)]
