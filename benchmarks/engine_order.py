@@ -21,7 +21,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fidelity import ROOT, TRACE, embedded, engine
+from benchmarks.fidelity import TRACE, engine
+from benchmarks.pages import ROOT, embed
 from sim.fidelity import Fidelity, fidelity
 from spmoe.files import atomic_write
 from spmoe.results.run import read_run
@@ -174,9 +175,7 @@ def main() -> None:
         }
     with atomic_write(RESULT) as stream:
         stream.write(json.dumps(known, indent=1) + "\n")
-    text = embedded(PAGE.read_text("utf-8"), "order", page(known), "engine_order")
-    with atomic_write(PAGE) as stream:
-        stream.write(text)
+    embed(PAGE, "order", page(known), "engine_order")
     print("\n".join(page(known)))
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.pages import ROOT, embed
 from sim.fidelity import Compared, Fidelity, fidelity
 from sim.runner import Runner
 from spmoe.files import atomic_write
@@ -33,7 +34,6 @@ from spmoe.setting import resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.summary import summarise
 
-ROOT = Path(__file__).resolve().parents[1]
 TRACE = ROOT / "traces" / "pico.jsonl"
 RUNS = ROOT / "benchmarks" / "results" / "fidelity"
 RESULT = ROOT / "benchmarks" / "results" / "fidelity.json"
@@ -184,14 +184,6 @@ def draw(found: Fidelity, path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")
 
 
-def embedded(text: str, name: str, lines: Iterator[str], by: str = "fidelity") -> str:
-    """`text` with the lines in place of what stands between the marks of the benchmark `by`."""
-    begin, end = f"<!-- {name}: made by benchmarks/{by}.py -->", f"<!-- end of {name} -->"
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    return "\n".join([before + begin, "", *lines, "", end]) + after
-
-
 def known() -> Fidelity:
     """What the result file says."""
     rows = json.loads(RESULT.read_text("utf-8"))["policies"]
@@ -199,10 +191,8 @@ def known() -> Fidelity:
 
 
 def write_pages(found: Fidelity, files: Sequence[Path]) -> None:
-    for path, name, lines in ((PAGE, "fidelity", page(found, files)), (README, "fidelity summary", sentence(found))):
-        text = embedded(path.read_text("utf-8"), name, lines)
-        with atomic_write(path) as stream:
-            stream.write(text)
+    embed(PAGE, "fidelity", page(found, files), "fidelity")
+    embed(README, "fidelity summary", sentence(found), "fidelity")
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import engine_order
-from benchmarks.fidelity import CACHES, PAGE, RATIOS, README, RESULT, TRACE, embedded, known, page, run_file, sentence
+from benchmarks.fidelity import CACHES, PAGE, RATIOS, README, RESULT, TRACE, known, page, run_file, sentence
+from benchmarks.pages import embedded
 from sim.fidelity import fidelity
 
 FILES = [run_file(ratio, cache) for ratio in RATIOS for cache in CACHES]
@@ -16,12 +17,12 @@ FILES = [run_file(ratio, cache) for ratio in RATIOS for cache in CACHES]
 
 def test_the_page_is_that_of_the_result_file() -> None:
     text = PAGE.read_text("utf-8")
-    assert embedded(text, "fidelity", page(known(), FILES)) == text
+    assert embedded(text, "fidelity", page(known(), FILES), "fidelity") == text
 
 
 def test_so_is_the_readme() -> None:
     text = README.read_text("utf-8")
-    assert embedded(text, "fidelity summary", sentence(known())) == text
+    assert embedded(text, "fidelity summary", sentence(known()), "fidelity") == text
 
 
 def test_so_is_the_order_of_foresights_rows() -> None:

@@ -89,7 +89,7 @@ def test_drafts_go_on_past_the_window(bench: Bench, trace: TraceInMemory, name: 
     """While the link is awaited for as long as part of a token takes, a token, many; with a draft that goes astray."""
     measured, seen = timed_hardware(), ""
     assert measured.timings is not None and measured.timings.draft_token is not None
-    for share in (1, 3, 10, 30):
+    for share in (1, 3, 10, 100):
         link = dataclasses.replace(measured.link, bandwidth=measured.link.bandwidth // share)
         setting = setting_of(trace, dataclasses.replace(measured, link=link), gamma)
         found = forced(bench, trace, setting, recipe(name))
