@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.foresight import BASE_GAMMA, BITS, CACHES, OURS, SLOWER
@@ -29,7 +30,7 @@ ASKED = {
 Row = Mapping[str, Any]
 
 
-def pages(found: Mapping[str, Any], worst: Mapping[str, Any]) -> Iterator[tuple[Any, str, list[str]]]:
+def pages(found: Mapping[str, Any], worst: Mapping[str, Any]) -> Iterator[tuple[Path, str, list[str]]]:
     """Page, name of the place, and the lines that belong there."""
     yield PAGE, "chosen", list(chosen(found["chosen"]))
     yield PAGE, "split", list(split(found["split"]))
@@ -92,7 +93,9 @@ def lengths(rows: Sequence[Row]) -> Iterator[str]:
         for bits in BITS:
             cells = []
             for share in CACHES:
-                here = [row for row in rows if (row["agreement"], row["bits"], row["cache"]) == (agreement, bits, share)]
+                here = [
+                    row for row in rows if (row["agreement"], row["bits"], row["cache"]) == (agreement, bits, share)
+                ]
                 ours = next(row for row in here if row["gamma"] is None)
                 best = min((row for row in here if row["gamma"] is not None), key=lambda row: row["tpot"])
                 cells.append(f"{ours['tpot']:.3f} ({best['tpot']:.3f}, {best['gamma']})")

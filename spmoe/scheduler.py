@@ -41,7 +41,7 @@ from spmoe.state.events import (
     StepEnded,
     TokenDrafted,
 )
-from spmoe.state.forecast import Wish
+from spmoe.state.forecast import Forecast, Wish
 from spmoe.state.residency import Pool, Residency
 from spmoe.state.transfers import TransferQueue
 
@@ -614,6 +614,9 @@ class Scheduler:
         self._link_since = event.ended
         for key, _, _ in self.queue.submitted.pop(event.batch).loads:
             self.residency.arrive(key)
+        if len(self.residency.resident) == self._keys:
+            # Everybody is there, and nobody will ever have to leave: so there is nothing to know any more.
+            self.forecast, self._looks_ahead = Forecast(), False
 
     def _batch_failed(self, event: BatchFailed) -> Submit:
         if event.batch not in self.queue.submitted:

@@ -57,7 +57,7 @@ class BackgroundLoads(OneAhead):
     def _best(self, time: int) -> int | None:
         """Who is needed soonest; in this pass only if it is there in time."""
         soonness = self.soonness
-        candidates = self._order.absent.copy()
+        candidates = self._absent.copy()
         candidates[self._next_layer * self._experts : self._in_time(time) * self._experts] = False
         key = int(np.where(candidates, soonness, _FAR).argmax())
         return key if candidates[key] else None

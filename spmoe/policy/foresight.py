@@ -107,6 +107,8 @@ class NextUses(Forecast):
         """The layer reached last in this pass."""
         self._heard = False
         """Whether forecasts came in that `soonness` does not reflect yet."""
+        self._absent: NDArray[np.bool_] = np.ones(layers * experts, np.bool_)
+        """Which keys are neither on the GPU nor on their way; an order's own, once there is one."""
         self._soonness = np.zeros(layers * experts, np.int64)
         self._needed = np.zeros(layers * experts, np.int64)
         """How likely (/ONE) each key is needed by the pass that comes to its layer next."""
@@ -128,7 +130,8 @@ class NextUses(Forecast):
         return self._soonness
 
     def watch(self, order: ExpectedOrder) -> None:
-        """`order` knows who is there; of no use here."""
+        """`order` knows who is there."""
+        self._absent = order.absent
 
     def worth(self, key: int, victim: int) -> bool:
         """Whether a prefetch of `key` may displace `victim`: only what is expected later than itself."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 
-from spmoe.policy.foresight import ExpectedOrder, NextUses
+from spmoe.policy.foresight import NextUses
 from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, StepBegun
 from spmoe.state.forecast import NOTHING, Wish
 from spmoe.state.keys import Shape
@@ -24,14 +24,10 @@ class OneAhead(NextUses):
         """`at_once` loads may be on their way together: two, where the link should not wait for our word between."""
         super().__init__(shape)
         self._at_once = at_once
-        self._order: ExpectedOrder
         self._next_layer = 0
         """The first of the layers ahead in this pass."""
         self._may_find = False
         """Whether there may be something to fetch: not looked yet since something changed."""
-
-    def watch(self, order: ExpectedOrder) -> None:
-        self._order = order
 
     def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
         self._next_layer, self._may_find = 0, True

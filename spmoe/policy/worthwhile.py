@@ -73,7 +73,7 @@ class WorthwhileLoads(OneAhead):
             self._heed()
         first = self._next_layer * self._experts
         needed = self._needed[first:]
-        worth = (needed > self._enough) & self._order.absent[first:]
+        worth = (needed > self._enough) & self._absent[first:]
         if not worth.any():
             return None
         start = int(worth.argmax()) // self._experts * self._experts

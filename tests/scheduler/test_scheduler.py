@@ -69,6 +69,22 @@ def test_a_step_on_demand() -> None:
     assert one.handle(LayerReached(65, 0, (1,), (1,))) == (plan,)
 
 
+def test_where_everybody_is_there_nothing_is_to_be_known() -> None:
+    one = scheduler("spmoe.foresight.eviction", slots=4, layers=1)
+    one.handle(RequestBegun(0, 0))
+    asked = []
+    for step, experts in enumerate(((0, 1), (2, 3), (0, 3))):
+        begun = 100 * step
+        asked += one.handle(StepBegun(begun, 0))
+        *submits, _ = one.handle(LayerReached(begun + 30, 0, experts, (1, 1)))
+        for submit in submits:
+            assert isinstance(submit, Submit)
+            one.handle(BatchArrived(begun + 40, submit.batch, begun + 30, begun + 40))
+        one.handle(LayerDone(begun + 50, 0, ()))
+        one.handle(StepEnded(begun + 60, 0))
+    assert asked == [Speculate(0, 1, 4), Speculate(0, 1, 4), Speculate(0, 0, 1)]
+
+
 def test_a_layer_runs_in_waves_where_the_slots_do_not_suffice() -> None:
     one = scheduler("on-demand.lru", slots=1)
     one.handle(RequestBegun(0, 0))
