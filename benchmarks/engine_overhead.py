@@ -3,10 +3,11 @@
     python -m benchmarks.engine_overhead
 
 Runs a random pair with everything resident, and with half of it, and takes the time of each layer's callback less that
-of tensor operations (gathering rows, experts, adding up, reading the router's choice) and waits.  What is left is the
-driver, the scheduler, metrics and the copies' submissions.  Deciles and medians over all verified layers, in
-microseconds, go to benchmarks/results/engine_overhead.json.  The machine is shared, and others slow it down: so each
-figure is that of the fastest of several runs, and the time of a loop in plain Python stands beside it, to compare with.
+of tensor operations (gathering rows, experts, adding up, reading the router's choice) and waits.  The CPU computes no
+experts.  What is left is the driver, the scheduler, metrics and the copies' submissions.  Deciles and medians over all
+verified layers, in microseconds, go to benchmarks/results/engine_overhead.json.  The machine is shared, and others slow
+it down: so each figure is that of the fastest of several runs, and the time of a loop in plain Python stands beside it,
+to compare with.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SHAPES = {
     128: PairShape(layers=8, hidden=64, experts=128, top_k=8),
 }
 AIMS_US = {8: 50, 128: 150}
-POLICIES = ("on-demand.lru", "spmoe.per-layer")
+POLICIES = ("on-demand.lru", "spmoe.per-layer", "spmoe.foresight")
 RUNS = 5
 NEW_TOKENS = 128
 GAMMA = 4
@@ -105,7 +106,8 @@ class Layers:
 
 def measure(experts: int, policy: str, cache: float, folders: tuple[Path, Path]) -> dict[str, Any]:
     """One run, after one that warms up.  `reference_us` is the time of a loop, to know how fast the machine was."""
-    with Layers() as layers, Engine.from_pretrained(*folders, policy=policy, cache=cache, gamma=GAMMA) as engine:
+    options = {"policy": policy, "cache": cache, "gamma": GAMMA, "cpu_experts": False}
+    with Layers() as layers, Engine.from_pretrained(*folders, **options) as engine:
         for _ in range(2):
             layers.us.clear()
             before = engine.metrics()

@@ -93,7 +93,7 @@ class DraftLength:
         """`most` tokens may be drafted; somebody else teaches `agreement`."""
         self._most = most
         self._agreement = agreement
-        self._growth = growth(shape, most + 1)
+        self._growth = growth(shape, slots, most + 1)
         alone = max(0, shape.layers * shape.experts - slots) * shape.top_k / shape.experts
         self._stalls_ns, self._grown = round(alone * pace.load_ns), _ALONE
         """What passes waited lately, and by how much more they miss than passes over one token."""
@@ -172,17 +172,19 @@ class DraftLength:
         return worth
 
 
-def growth(shape: Shape, tokens: int) -> list[int]:
+def growth(shape: Shape, slots: int, tokens: int) -> list[int]:
     """How much more (/`_ALONE`) passes over 0 to `tokens` tokens miss than a pass over one: a power of their number.
 
-    Its exponent is midway between one, where tokens share nothing, and that of what they need if all experts are
-    equally likely.  (Measured on Mixtral-8x7B: docs/foresight.md.)
+    Where hardly any expert has a slot, passes miss what they need, which grows as if all experts were equally likely.
+    The more have one, the rarer are those that have none, and the less do tokens share of them: halfway to sharing
+    nothing, where half of the experts have one or more.  (Measured on Mixtral-8x7B: docs/foresight.md.)
     """
     if tokens < 2:
         return [0, _ALONE]
     together = (1 - (1 - shape.top_k / shape.experts) ** tokens) * shape.experts / shape.top_k
+    alike, share = math.log(together, tokens), slots / (shape.layers * shape.experts)
     # Rounded, since libraries may differ in the last digits.
-    exponent = round((1 + math.log(together, tokens)) / 2, 3)
+    exponent = round(alike + (1 - alike) * min(share, 0.5), 3)
     return [round(_ALONE * count**exponent) for count in range(tokens + 1)]
 
 

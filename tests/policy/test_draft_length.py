@@ -43,13 +43,16 @@ def test_the_drafts_word_counts_until_something_is_known() -> None:
 
 
 def test_waits_grow_with_the_window_and_ever_more_slowly() -> None:
-    grown = growth(SHAPE, 17)
+    grown = growth(SHAPE, 16, 17)
     steps = [after - before for before, after in pairwise(grown)]
     assert grown[:2] == [0, 1024] and steps == sorted(steps, reverse=True) and steps[-1] > 0
     # Two of eight: with 17 tokens 7.94 of 8 experts if all are equally likely, a power of 0.487; midway to one 0.743.
     assert grown[17] == round(1024 * 17**0.743)
-    assert growth(Shape(1, 4, 4), 2)[2] == round(1024 * 2**0.5)  # All are needed anyway.
-    assert growth(SHAPE, 1) == [0, 1024]
+    # Where fewer stay it is closer to that, and where more do it is not: an eighth of the way, and midway.
+    assert growth(SHAPE, 4, 17)[17] == round(1024 * 17**0.551)
+    assert growth(SHAPE, 24, 17) == grown
+    assert growth(Shape(1, 4, 4), 2, 2)[2] == round(1024 * 2**0.5)  # All are needed anyway.
+    assert growth(SHAPE, 16, 1) == [0, 1024]
 
 
 def test_the_first_round_reckons_with_what_the_machine_is_said_to_take() -> None:
@@ -120,7 +123,7 @@ def test_going_on_is_worth_what_plain_recursion_says(
     each.round_begun(most)
     chances, often = (row.tolist() for row in agreement.usual())
     stall = (32 - slots) * 2 / 8 * 1000
-    value, grown = 400 + stall, growth(SHAPE, most + 1)
+    value, grown = 400 + stall, growth(SHAPE, slots, most + 1)
 
     def worth(drafted: int, standing: float) -> float:
         if drafted == most:
