@@ -41,6 +41,7 @@ def pages(found: Mapping[str, Any], worst: Mapping[str, Any]) -> Iterator[tuple[
         for cpu in SLOWER[:2]:
             rows = [row for row in found["peers"] if row["bits"] == bits and row["cpu"] == cpu]
             yield PAGE, f"peers at {bits} bits, {CPUS[cpu]}", list(peers(rows))
+    yield PAGE, "worst beside the peers", list(worst_beside(found["worst"]))
     yield PAGE, "worst case", list(worst_case(worst["comparisons"]))
     yield README, "foresight", list(summary(found))
 
@@ -118,6 +119,12 @@ def peers(rows: Sequence[Row]) -> Iterator[str]:
         gammas = {row["cache"]: "chosen" if row["gamma"] is None else str(row["gamma"]) for row in here}
         gamma = "chosen" if policy == OURS else ", ".join(gammas.get(share, "-") for share in CACHES)
         yield line(f"`{policy}`", *at_shares(here, "loads"), *at_shares(here, "tpot"), gamma)
+
+
+def worst_beside(worst: Row) -> Iterator[str]:
+    """Where ours does worst beside the best of the peers."""
+    yield f"Worst beside the best peer: {worst['ratio']:.2f} times the time of `{worst['best peer']}`, at"
+    yield f"{worst['bits']} bits, {100 * worst['cache']:g}% cache, {CPUS[worst['cpu']]}."
 
 
 def worst_case(comparisons: Sequence[Row]) -> Iterator[str]:
