@@ -141,24 +141,24 @@ def worst_case(comparisons: Sequence[Row]) -> Iterator[str]:
 
 
 def summary(found: Mapping[str, Any]) -> Iterator[str]:
-    """The README's table."""
-    fixed = {
-        policy: f"`{policy}`, gamma {BASE_GAMMA}{', no CPU' if policy == OURS else ''}"
-        for policy in ("spmoe.paper", "spmoe.per-layer", OURS)
-    }
-    rows = [
-        (name, [row for row in found["ablation"] if (row["bits"], row["policy"]) == ("16", policy)])
-        for policy, name in fixed.items()
-    ]
-    rows += [
-        (f"`{OURS}`, {name}", [row for row in found["chosen"] if (row["bits"], row["cpu"]) == ("16", cpu)])
-        for cpu, name in CPUS.items()
-    ]
+    """The README's table: parts at one length, then all of them at lengths that they choose."""
     shown = CACHES[1:]
-    yield from heading("", *(f"{share:.0%}" for share in shown))
-    for name, here in rows:
-        tpot = {row["cache"]: f"{row['tpot']:.2f}" for row in here}
-        yield line(name, *(tpot[share] for share in shown))
+
+    def rows() -> Iterator[tuple[str, str, str, list[Row]]]:
+        for policy in ("spmoe.paper", "spmoe.per-layer", f"{OURS}.eviction", f"{OURS}.run-ahead", OURS):
+            here = [row for row in found["ablation"] if (row["bits"], row["policy"]) == ("16", policy)]
+            name = f"`{policy}`, gamma {BASE_GAMMA}{', no CPU' if policy == OURS else ''}"
+            yield name, "loads / L", "loads", here
+            yield name, "TPOT / bound", "tpot", here
+        for bits in BITS:
+            for cpu, name in CPUS.items():
+                here = [row for row in found["chosen"] if (row["bits"], row["cpu"]) == (bits, cpu)]
+                yield f"`{OURS}`, {name}{'' if bits == BITS[0] else f', {bits} bits'}", "TPOT / bound", "tpot", here
+
+    yield from heading("", "", *(f"{share:.0%}" for share in shown))
+    for name, what, field, here in rows():
+        of = {row["cache"]: f"{row[field]:.2f}" for row in here}
+        yield line(name, what, *(of[share] for share in shown))
 
 
 def results() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
