@@ -126,7 +126,7 @@ def test_a_measured_time_is_compared_with_no_model_of_another_machine(pair: tupl
 
 
 def test_lengths_that_were_chosen(pair: tuple[Path, Path]) -> None:
-    plan = plan_of(pair, policy="spmoe.foresight", gamma_max=5, virtual_time="rtx-4090")
+    plan = plan_of(pair, policy="spmoe.foresight", gamma_max=5, virtual_time="rtx-4090", cpu_experts=False)
     with Engine(plan, record=True) as engine:
         engine.generate((1, 5, 9), 20, ignore_eos=True)
         engine.finish()
@@ -135,5 +135,5 @@ def test_lengths_that_were_chosen(pair: tuple[Path, Path]) -> None:
         assert engine.transfers().drafted == sum(engine.lengths())
     assert found["results"][0]["drafted_per_step"] == mean
     assert found["config"]["gamma_max"] == 5
-    assert found["results"][0]["vs_bound"] >= 1  # Of its own windows.
+    assert found["results"][0]["vs_bound"] >= 1  # Of its own windows, and it only fetches.
     assert f"the policy chose how much to draft: {mean:.1f} tokens per round, at most 5" in said
