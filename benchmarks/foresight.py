@@ -12,7 +12,7 @@ its best fixed gamma in hindsight, where the draft agrees less often.  *Split*: 
 times are told as multiples of the bound of gamma 4, fetch-only, in the same setting.
 
 A cell that the output has already is not run again, so an interrupted run goes on where it stopped.  It takes an hour
-on two cores; `--seeds 3` is done in some ten minutes.
+on two cores; `--seeds 3` is done in some ten minutes.  `python -m benchmarks.foresight_page` puts the tables into pages.
 """
 
 from __future__ import annotations
@@ -311,6 +311,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, metavar="N")
     parser.add_argument("--jobs", type=int, default=2, metavar="N")
     options = parser.parse_args()
+    if not (options.data / RECORDING).is_file():
+        parser.error(f"no {RECORDING} in {options.data}")
     seeds = range(options.seeds)
     cells = Cells(options.data, options.out, options.jobs)
     tables: dict[str, Any] = {"seeds": len(seeds)}

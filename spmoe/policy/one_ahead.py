@@ -1,6 +1,7 @@
 """Prefetches one at a time: the next is chosen when the one before has arrived, by what is known then.
 
-So nothing waits in the queue to be cancelled or overtaken, and a demand load waits for one prefetch at most.
+So nothing waits in the queue to be cancelled or overtaken, and a demand load waits for one prefetch at most (for two
+where loads are short).
 """
 
 from __future__ import annotations
