@@ -12,7 +12,7 @@ its best fixed gamma in hindsight, where the draft agrees less often.  *Split*: 
 times are told as multiples of the bound of gamma 4, fetch-only, in the same setting.
 
 A cell that the output has already is not run again, so an interrupted run goes on where it stopped.  It takes an hour
-on two cores; `--seeds 3` is done in some ten minutes.  `python -m benchmarks.foresight_page` puts the tables into pages.
+on two cores; `--seeds 3` is done in some ten minutes.  `python -m benchmarks.foresight_page` puts tables into pages.
 """
 
 from __future__ import annotations
