@@ -31,8 +31,8 @@ lint: .venv/test.done
 	$(BIN)/mypy
 
 bench: .venv/replay.done
-	$(BIN)/python -m benchmarks.readme_table
-	$(BIN)/python -m benchmarks.replay_speed
+	$(BIN)/python -m benchmarks.pages.readme_table
+	$(BIN)/python -m benchmarks.sim.replay_speed
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spmoe needs Python 3.11 or newer, this is " + sys.version.split()[0])'

@@ -9,12 +9,12 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from engine.commands import parser
+from engine.cli.parser import parser
 from spmoe.cli import run_command, start
-from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
-from spmoe.log import verify_log
-from spmoe.policy.clairvoyant import Future
+from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.log import verify_log
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.windows import requests
 
@@ -37,29 +37,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Generate text to standard output, then say what it took."""
     with _needing_torch("run"):
-        import engine.running
-    engine.running.run(options)
+        import engine.cli.run
+    engine.cli.run.run(options)
 
 
 def run_record(options: argparse.Namespace) -> None:
     """Record a trace from many prompts."""
     with _needing_torch("record"):
-        import engine.recording
-    engine.recording.record(options)
+        import engine.cli.record
+    engine.cli.record.record(options)
 
 
 def run_profile(options: argparse.Namespace) -> None:
     """Measure this machine."""
     with _needing_torch("profile"):
-        import engine.measuring
-    engine.measuring.profile(options)
+        import engine.cli.measure
+    engine.cli.measure.profile(options)
 
 
 def run_measure(options: argparse.Namespace) -> None:
     """Time policies on a trace."""
     with _needing_torch("measure"):
-        import engine.measuring
-    engine.measuring.measure(options)
+        import engine.cli.measure
+    engine.cli.measure.measure(options)
 
 
 @contextmanager

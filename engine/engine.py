@@ -9,19 +9,19 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from engine.closing import Closing
-from engine.decode import Decoder
-from engine.driver import Observer
-from engine.loader import load_experts, load_rest
+from engine.checkpoints.loader import load_experts, load_rest
+from engine.checkpoints.model_pair import check_folders, load_draft
+from engine.decoding.decoder import Decoder
+from engine.decoding.detokenizer import TextPieces
+from engine.decoding.recorder import Lines, Recorder
+from engine.decoding.sampler import Sampler
+from engine.decoding.session import Rig, Weights
+from engine.execution.driver import Observer
+from engine.memory.closing import Closing
+from engine.memory.host_store import HostStore
+from engine.memory.slot_buffer import SlotBuffer
 from engine.options import Options
-from engine.pair import check_folders, load_draft
 from engine.plan import Plan, make_plan
-from engine.record import Lines, Recorder
-from engine.rig import Rig, Weights
-from engine.sampling import Sampler
-from engine.slots import SlotBuffer
-from engine.store import HostStore
-from engine.text import TextPieces
 from spmoe.errors import InputError
 from spmoe.results.lengths import LengthFold
 from spmoe.results.metrics import Metrics, MetricsFold

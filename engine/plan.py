@@ -10,24 +10,30 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint import model_name, read_checkpoint
-from engine.computation import check_kernel
+from engine.checkpoints.checkpoint import model_name, read_checkpoint
+from engine.checkpoints.loader import Blueprint, read_blueprint, read_shell
+from engine.checkpoints.model_pair import (
+    check_tokenizers,
+    describe_draft,
+    describe_target,
+    find_tokenizer,
+    require_folder,
+)
+from engine.decoding.draft_model import match_layers
 from engine.device import bits_of, resolve_device, resolve_dtype
-from engine.drafting import match_layers
-from engine.families import MoeLayer, find_moe_layers
-from engine.foreknowledge import Foreknowledge
-from engine.loader import Blueprint, read_blueprint, read_shell
+from engine.earlier_run import Foreknowledge
+from engine.memory.host_store import require_memory
+from engine.moe.backend import check_kernel
+from engine.moe.layers import MoeLayer, find_moe_layers
 from engine.options import CONTEXT, CPU_CACHE, Options
-from engine.pair import check_tokenizers, describe_draft, describe_target, find_tokenizer, require_folder
-from engine.store import require_memory
-from spmoe.applies import cpu_obstacle
-from spmoe.config import SchedulerConfig, configure
 from spmoe.errors import InputError
 from spmoe.machine.units import format_size
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import fallback as stand_in
 from spmoe.policy.registry import recipe as find_recipe
-from spmoe.setting import Setting, resolve_setting
+from spmoe.run.applicability import cpu_obstacle
+from spmoe.run.setting import Setting, resolve_setting
+from spmoe.scheduler.config import SchedulerConfig, configure
 from spmoe.trace.schema import DraftShape, Header, Source
 
 

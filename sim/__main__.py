@@ -9,16 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sim.cutoff import study_cutoff
-from sim.fidelity import fidelity
-from sim.forecast_tables import show_forecasts
-from sim.forecasts import forecasts
-from sim.grid import grid
-from sim.options import parser
-from sim.plot import plot
-from sim.pool import check_jobs
-from sim.replay import BASELINE, replay
-from sim.report import (
+from sim.cli.forecast_tables import show_forecasts
+from sim.cli.parser import parser
+from sim.cli.report import (
     console,
     progress_bar,
     show_cost,
@@ -29,15 +22,22 @@ from sim.report import (
     show_summary,
     show_sweep,
 )
-from sim.sweep import count_done, run_sweep
-from sim.table import check_format
+from sim.plots.plot import plot
+from sim.pool import check_jobs
+from sim.replay import BASELINE, replay
+from sim.studies.cutoff import study_cutoff
+from sim.studies.fidelity import fidelity
+from sim.studies.forecasts import forecasts
+from sim.sweeps.grid import grid
+from sim.sweeps.sweep import count_done, run_sweep
+from sim.sweeps.table import check_format
 from spmoe.cli import Commands, json_output, named_file, run_command, start
 from spmoe.files import atomic_write, check_distinct
 from spmoe.machine.geometry import draft_model, geometry
 from spmoe.policy.registry import recipe, select
 from spmoe.results.run import read_run
 from spmoe.results.timeline import TimelineWriter
-from spmoe.setting import resolve_setting
+from spmoe.run.setting import resolve_setting
 from spmoe.trace.draws import Rates
 from spmoe.trace.importers import import_trace
 from spmoe.trace.reader import TraceFile

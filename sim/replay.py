@@ -8,16 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sim.driver import Observer
+from sim.machine.driver import Observer
 from sim.pool import check_jobs, spread
 from sim.runner import Progress, Runner
-from spmoe.applies import obstacle, sort_out
-from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, check_distinct
-from spmoe.log import LogWriter
 from spmoe.machine.hardware import Hardware
-from spmoe.policy.horizon import CutoffLayer
+from spmoe.policy.parts.horizon import CutoffLayer
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe, select
 from spmoe.results.bound import Bound
@@ -25,7 +22,10 @@ from spmoe.results.lengths import LengthFold
 from spmoe.results.metrics import Metrics
 from spmoe.results.result import SCHEMA, Result
 from spmoe.results.timeline import TimelineWriter
-from spmoe.setting import Setting, resolve_setting
+from spmoe.run.applicability import obstacle, sort_out
+from spmoe.run.setting import Setting, resolve_setting
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.log import LogWriter
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import Trace
 from spmoe.trace.summary import TraceSummary, summarise

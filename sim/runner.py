@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import repeat
 
-from sim.driver import Driver, Observer, Popularity
-from spmoe.config import SchedulerConfig, configure
-from spmoe.policy.clairvoyant import Future
-from spmoe.policy.cutoff import Cutoff
+from sim.machine.driver import Driver, Observer, Popularity
+from spmoe.policy.oracle.clairvoyant import Future
 from spmoe.policy.recipe import Recipe
+from spmoe.policy.sp_moe.cutoff import Cutoff
 from spmoe.results.bound import Bound, bound
 from spmoe.results.metrics import Metrics, MetricsFold
-from spmoe.scheduler import Scheduler
-from spmoe.setting import Setting
+from spmoe.run.setting import Setting
+from spmoe.scheduler.config import SchedulerConfig, configure
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.trace.popularity import Uses, count_uses, most_needed
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import FORECAST_NAMES, Trace
@@ -34,7 +34,7 @@ class Runner:
         self._bounds: dict[int, Bound] = {}
 
     def configure(self, recipe: Recipe, cutoff: int | None = None) -> tuple[SchedulerConfig, Cutoff | None]:
-        """The configuration of a run in this setting; see `spmoe.config.configure`."""
+        """The configuration of a run in this setting; see `spmoe.scheduler.config.configure`."""
         setting = self._setting
         return configure(
             recipe,

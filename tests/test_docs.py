@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from benchmarks.policies_page import PAGE, embedded
-from spmoe import step
+from benchmarks.pages.policies import PAGE, embedded
+from spmoe.drive import step
 from spmoe.policy.registry import recipe
 from spmoe.results.metrics import MetricsFold
 from spmoe.results.result import Result

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import engine_order
-from benchmarks.fidelity import CACHES, PAGE, RATIOS, README, RESULT, TRACE, known, page, run_file, sentence
-from benchmarks.pages import embedded
-from sim.fidelity import fidelity
+from benchmarks.engine import order as engine_order
+from benchmarks.engine.fidelity import CACHES, PAGE, RATIOS, README, RESULT, TRACE, known, page, run_file, sentence
+from benchmarks.pages.markers import embedded
+from sim.studies.fidelity import fidelity
 
 FILES = [run_file(ratio, cache) for ratio in RATIOS for cache in CACHES]
 

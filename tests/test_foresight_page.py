@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.foresight import settings
-from benchmarks.foresight_page import ASKED, BY, pages, results
-from benchmarks.pages import embedded
+from benchmarks.pages.foresight import ASKED, BY, pages, results
+from benchmarks.pages.markers import embedded
+from benchmarks.sim.foresight import settings
 
 FOUND, WORST = results()
 PLACES = list(pages(FOUND, WORST))

@@ -167,8 +167,8 @@ def _submit(batch: int, loads: int) -> Submit:
 def test_a_geometry_is_profiled_and_measured(tmp_path: Path) -> None:
     """All of it with a random pair of the shape of the shipped one, in next to no memory."""
     torch = pytest.importorskip("torch")
+    from benchmarks.engine.random_pair import PairShape, write_random_pair
     from benchmarks.on_gpu.worker import work_off
-    from benchmarks.random_pair import PairShape, write_random_pair
 
     torch.set_num_threads(1)
     target, draft = map(str, write_random_pair(tmp_path, PairShape(layers=8)))

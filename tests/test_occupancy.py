@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from spmoe.drive.schedules import CpuSchedule, LinkSchedule
 from spmoe.errors import InputError
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import Geometry
 from spmoe.machine.hardware import Hardware
-from spmoe.occupancy import CpuSchedule, LinkSchedule
-from spmoe.policy.runtime import NATIVE, Runtime
+from spmoe.policy.parts.runtime import NATIVE, Runtime
 from spmoe.state.commands import Load, Purpose, Submit
 from tests.sim.paper import BITS, EXPERT_BYTES, machine
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.prediction import (
+from benchmarks.pages.prediction import (
     PAGE,
     PAIR,
     REPLAYED,

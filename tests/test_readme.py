@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import sim
-from benchmarks.readme_table import POLICIES, README, RESULTS, ROOT, embedded
+from benchmarks.pages.readme_table import POLICIES, README, RESULTS, ROOT, embedded
 
 
 def test_the_table_is_that_of_the_result_file() -> None:

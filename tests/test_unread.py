@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spmoe.unread import Unread
+from spmoe.drive.draft_position import Unread
 
 
 def test_a_request_by_hand() -> None:

@@ -65,7 +65,7 @@ def run_prompts(options: argparse.Namespace) -> None:
 
 def _describe(folder: Path, corpus: Any) -> None:
     """Writes figures.json and the model card, README.md."""
-    from engine.checkpoint import read_json
+    from engine.checkpoints.checkpoint import read_json
     from training.card import card
     from training.evaluation import evaluate
     from training.origin import read_recipe

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cosine_similarity
 
-from engine.families import MoeLayer, find_moe_layers
+from engine.moe.layers import MoeLayer, find_moe_layers
 from spmoe.trace.reliability import Reliability
 from training.accuracy import Accuracy, Score
 from training.likelihood import nats, predicted

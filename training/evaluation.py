@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from engine.families import find_moe_layers
-from engine.loader import load_tokenizer
-from engine.pair import check_folders, load_whole
+from engine.checkpoints.loader import load_tokenizer
+from engine.checkpoints.model_pair import check_folders, load_whole
+from engine.moe.layers import find_moe_layers
 from spmoe.errors import InputError
 from spmoe.trace.reliability import Reliability
 from training.acceptance import acceptance

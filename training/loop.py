@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
-from engine.families import find_moe_layers
+from engine.moe.layers import find_moe_layers
 from spmoe.errors import InputError
 from training.learners import Learner
 from training.recipe import Recipe

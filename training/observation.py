@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.drafting import draft_norms, match_layers
-from engine.families import MoeLayer, Routing, find_moe_layers
+from engine.decoding.draft_model import draft_norms, match_layers
+from engine.moe.layers import MoeLayer, Routing, find_moe_layers
 from spmoe.errors import InputError
 from training.likelihood import BATCH
 from training.routers import listen

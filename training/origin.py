@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import read_json
+from engine.checkpoints.checkpoint import read_json
 from spmoe.errors import InputError
 from training.corpus import Corpus
 from training.recipe import Recipe

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.families import MoeLayer, find_moe_layers
+from engine.moe.layers import MoeLayer, find_moe_layers
 from training.observation import Pass, experts_used
 
 Order = torch.Tensor

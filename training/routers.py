@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.families import MoeLayer, Routing
+from engine.moe.layers import MoeLayer, Routing
 
 
 @contextmanager

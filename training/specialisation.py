@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from engine.families import MoeLayer
+from engine.moe.layers import MoeLayer
 from training.likelihood import loss
 from training.routers import route_at_random
 

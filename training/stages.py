@@ -20,9 +20,9 @@ from typing import Any, Final
 import torch
 import transformers
 
-from engine.checkpoint import read_json
-from engine.checksums import SUMS, write_sums
-from engine.loader import quiet
+from engine.checkpoints.checkpoint import read_json
+from engine.checkpoints.checksums import SUMS, write_sums
+from engine.checkpoints.loader import quiet
 from spmoe.errors import InputError
 from spmoe.files import atomic_write
 from training.corpus import LICENCE, Corpus

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from engine.drafting import draft_norms
-from engine.families import find_moe_layers
+from engine.decoding.draft_model import draft_norms
+from engine.moe.layers import find_moe_layers
 from training.models import empty_sparse
 from training.recipe import Recipe
 

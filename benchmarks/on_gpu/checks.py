@@ -16,15 +16,15 @@ import torch
 
 from benchmarks.on_gpu.stages import ROOT
 from benchmarks.on_gpu.worker import Task, told
+from engine.checkpoints.bundled import shipped_pair
+from engine.cli.reference import Request, compare
 from engine.engine import Engine
-from engine.layout import Layout
-from engine.link import Link
+from engine.memory.host_store import HostStore
+from engine.memory.layout import Layout
+from engine.memory.link import Link
+from engine.memory.slot_buffer import SlotBuffer
 from engine.options import Options
-from engine.plain import Request, compare
 from engine.plan import make_plan
-from engine.shipped import shipped_pair
-from engine.slots import SlotBuffer
-from engine.store import HostStore
 from spmoe.state.commands import Load, Purpose, Submit
 
 POLICIES: Final = ("on-demand.lru", "spmoe.per-layer", "next-gate", "llamacpp.n-cpu-moe")

@@ -15,8 +15,8 @@ def fidelity(task: Task) -> dict[str, Any]:
     if not files:
         return {"left_out": "there are no run files"}
     try:
-        from sim.fidelity import Fidelity
-        from sim.fidelity import fidelity as compare
+        from sim.studies.fidelity import Fidelity
+        from sim.studies.fidelity import fidelity as compare
     except ModuleNotFoundError as error:
         return {"left_out": f"{error.name} is not installed; later: python -m sim fidelity {task.out}/run-*.json"}
     found = []

@@ -15,20 +15,20 @@ from benchmarks.on_gpu.files import profile_path, run_path, write_json
 from benchmarks.on_gpu.moved import DecodeTransfers
 from benchmarks.on_gpu.stages import TRACES
 from benchmarks.on_gpu.worker import Task
-from engine.blank import BlankPair
-from engine.measurement import Chosen, Measurement, Room, choose
-from engine.profile import Profile
-from engine.study import Study
-from spmoe.config import SchedulerConfig
+from engine.profiling.calibration import Study
+from engine.profiling.policy_timing import Chosen, Measurement, Room, choose
+from engine.profiling.profile import Profile
+from engine.profiling.random_models import BlankPair
 from spmoe.errors import InputError
-from spmoe.log import verify_log
 from spmoe.machine.budget import memory_budget
 from spmoe.machine.units import parse_size
-from spmoe.policy.clairvoyant import Future
+from spmoe.policy.oracle.clairvoyant import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe
 from spmoe.results.run import TraceIdentity, hardware_of
-from spmoe.setting import Setting, resolve_setting
+from spmoe.run.setting import Setting, resolve_setting
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.log import verify_log
 from spmoe.trace.excerpt import excerpt
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TraceInMemory

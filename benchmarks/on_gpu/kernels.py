@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.on_gpu.stages import ROOT
 from benchmarks.on_gpu.worker import Task
 
-_BENCHMARK = "benchmarks.kernel_bandwidth"
+_BENCHMARK = "benchmarks.engine.kernel_bandwidth"
 
 
 def kernels(task: Task) -> dict[str, Any]:

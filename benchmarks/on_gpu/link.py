@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.link_speed import limits, seconds, through_link
+from benchmarks.engine.link_speed import limits, seconds, through_link
 from benchmarks.on_gpu.worker import Task
-from engine.copies import Run, runs
-from engine.layout import Layout
-from engine.link import Link
-from engine.slots import SlotBuffer
-from engine.store import HostStore
-from spmoe.policy.planner import DEPTH
+from engine.memory.copiers import Run, runs
+from engine.memory.host_store import HostStore
+from engine.memory.layout import Layout
+from engine.memory.link import Link
+from engine.memory.slot_buffer import SlotBuffer
+from spmoe.policy.parts.io_plan import DEPTH
 from spmoe.state.commands import Load, Purpose, Submit
 
 MOST: int = 64

@@ -20,11 +20,11 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from benchmarks.engine.random_pair import PairShape, write_random_pair
 from benchmarks.on_gpu.worker import Task
-from benchmarks.random_pair import PairShape, write_random_pair
+from engine.checkpoints.loader import quiet
+from engine.checkpoints.model_pair import load_whole
 from engine.engine import Engine
-from engine.loader import quiet
-from engine.pair import load_whole
 
 PROMPT: Final = list(range(60, 92))
 GAMMA: Final = 4

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.on_gpu.files import write_stage
 from benchmarks.on_gpu.stages import DEVICES, Stage, stages
-from engine.measurement import describe_machine
+from engine.profiling.policy_timing import describe_machine
 
 _MODULES: Final = {"profile": "geometry", "measure": "geometry"}
 """Where the function of a kind is that has no module of its own."""

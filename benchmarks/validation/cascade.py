@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.validation.inputs import CONFIG, ROOT, machine, real_trace
 from benchmarks.validation.markdown import table, verdict
 from sim import replay, sweep
-from sim.plot import plot
+from sim.plots.plot import plot
 from sim.pool import spread
 from spmoe.trace.writer import write_trace
 

@@ -14,7 +14,7 @@ from benchmarks.validation.markdown import table, verdict
 from sim.runner import Runner
 from spmoe.machine.cost import CostModel
 from spmoe.policy.registry import recipe
-from spmoe.setting import resolve_setting
+from spmoe.run.setting import resolve_setting
 from spmoe.trace.summary import summarise
 
 SETTINGS = CONFIG["offloading"]

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.validation.inputs import CONFIG, ROOT
 from benchmarks.validation.markdown import table, verdict
 from sim import sweep
-from sim.plot import plot
+from sim.plots.plot import plot
 
 SETTINGS = CONFIG["spmoe"]
 FIGURE = ROOT / "docs" / "validation-cutoff.svg"

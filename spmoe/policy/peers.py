@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from spmoe.policy.activation_matrix import ActivationAware, ActivationMatrix
-from spmoe.policy.admission import InitialOnly
-from spmoe.policy.expert_map import ExpertMap, MapAware
-from spmoe.policy.gating import SensitivityGate
-from spmoe.policy.horizon import NextLayer, Unlimited
-from spmoe.policy.layer_shares import LayerShares
-from spmoe.policy.least_stale import LeastStale
-from spmoe.policy.levels import Levels, UtilityCounters
-from spmoe.policy.lfu import Lfu
-from spmoe.policy.misses import CheaperOf, Fetch, HostCompute
-from spmoe.policy.placement import LayerPools, OneLayer, PopularSet, WholeLayers
-from spmoe.policy.planner import AllAtOnce, OneByOne
-from spmoe.policy.prefetch import NextGate
+from spmoe.policy.eviction.least_stale import LeastStale
+from spmoe.policy.eviction.lfu import Lfu
+from spmoe.policy.parts.admission import InitialOnly
+from spmoe.policy.parts.gating import SensitivityGate
+from spmoe.policy.parts.horizon import NextLayer, Unlimited
+from spmoe.policy.parts.io_plan import AllAtOnce, OneByOne
+from spmoe.policy.parts.miss_action import CheaperOf, Fetch, HostCompute
+from spmoe.policy.parts.placement import LayerPools, OneLayer, PopularSet, WholeLayers
+from spmoe.policy.parts.runtime import Runtime
+from spmoe.policy.parts.speculation import NoSpeculation
 from spmoe.policy.recipe import Recipe
-from spmoe.policy.runtime import Runtime
-from spmoe.policy.speculation import NoSpeculation
+from spmoe.policy.sp_moe.gates import NextGate
+from spmoe.policy.systems.adapmoe import LayerShares
+from spmoe.policy.systems.finemoe import ExpertMap, MapAware
+from spmoe.policy.systems.moe_infinity import ActivationAware, ActivationMatrix
+from spmoe.policy.systems.moe_spac import Levels, UtilityCounters
 
 MIXTRAL_OFFLOADING = "Eliseev and Mazur, arXiv 2312.17238"
 MIXTRAL_OFFLOADING_CODE = f"{MIXTRAL_OFFLOADING}; github.com/dvmazur/mixtral-offloading, commit ce54518"

@@ -5,26 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from spmoe.policy.activation_matrix import ActivationAware, ActivationMatrix
-from spmoe.policy.admission import Admission, Always
-from spmoe.policy.clairvoyant import Clairvoyant, Farthest
-from spmoe.policy.eviction import Lru
-from spmoe.policy.expert_map import ExpertMap, MapAware
-from spmoe.policy.foresight import Foresight, LatestExpected, RecentUse
-from spmoe.policy.gating import SensitivityGate
-from spmoe.policy.horizon import Horizon, NextLayer
-from spmoe.policy.least_stale import LeastStale
-from spmoe.policy.levels import Levels, UtilityCounters
-from spmoe.policy.lfu import Lfu
-from spmoe.policy.misses import Fetch, MissAction
-from spmoe.policy.placement import GlobalPool, Placement
-from spmoe.policy.planner import IOPlan, OneByOne
-from spmoe.policy.popular import Popular
-from spmoe.policy.prefetch import DraftGate, NextGate, NoPredictor
-from spmoe.policy.refined import DraftThenGate
-from spmoe.policy.runtime import NATIVE, Runtime
-from spmoe.policy.speculation import FixedGamma, Speculation
-from spmoe.policy.worthwhile import ForesightAhead
+from spmoe.policy.eviction.least_stale import LeastStale
+from spmoe.policy.eviction.lfu import Lfu
+from spmoe.policy.eviction.lru import Lru
+from spmoe.policy.foresight.deadline import ForesightAhead
+from spmoe.policy.foresight.next_use import Foresight, LatestExpected, RecentUse
+from spmoe.policy.oracle.clairvoyant import Clairvoyant, Farthest
+from spmoe.policy.parts.admission import Admission, Always
+from spmoe.policy.parts.gating import SensitivityGate
+from spmoe.policy.parts.horizon import Horizon, NextLayer
+from spmoe.policy.parts.io_plan import IOPlan, OneByOne
+from spmoe.policy.parts.miss_action import Fetch, MissAction
+from spmoe.policy.parts.placement import GlobalPool, Placement
+from spmoe.policy.parts.runtime import NATIVE, Runtime
+from spmoe.policy.parts.speculation import FixedGamma, Speculation
+from spmoe.policy.sp_moe.draft_then_gate import DraftThenGate
+from spmoe.policy.sp_moe.gates import DraftGate, NextGate, NoPredictor
+from spmoe.policy.sp_moe.popular import Popular
+from spmoe.policy.systems.finemoe import ExpertMap, MapAware
+from spmoe.policy.systems.moe_infinity import ActivationAware, ActivationMatrix
+from spmoe.policy.systems.moe_spac import Levels, UtilityCounters
 
 Predictor = (
     NoPredictor

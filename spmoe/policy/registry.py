@@ -13,20 +13,20 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from spmoe.errors import InputError
-from spmoe.policy.admission import ByValue, InitialOnly
-from spmoe.policy.clairvoyant import Clairvoyant, Farthest
-from spmoe.policy.foresight import Foresight, LatestExpected, RecentUse
-from spmoe.policy.horizon import CutoffLayer, NextLayer, Unlimited
-from spmoe.policy.misses import Split
+from spmoe.policy.foresight.deadline import ForesightAhead
+from spmoe.policy.foresight.next_use import Foresight, LatestExpected, RecentUse
+from spmoe.policy.oracle.clairvoyant import Clairvoyant, Farthest
+from spmoe.policy.parts.admission import ByValue, InitialOnly
+from spmoe.policy.parts.horizon import CutoffLayer, NextLayer, Unlimited
+from spmoe.policy.parts.io_plan import Batched
+from spmoe.policy.parts.miss_action import Split
+from spmoe.policy.parts.placement import HindsightSet, LayerPools, PopularSet
+from spmoe.policy.parts.speculation import RunAhead, WorthDrafting
 from spmoe.policy.peers import FRAMEWORKS, MIXTRAL_OFFLOADING, PEERS
-from spmoe.policy.placement import HindsightSet, LayerPools, PopularSet
-from spmoe.policy.planner import Batched
-from spmoe.policy.popular import Popular
-from spmoe.policy.prefetch import DraftGate, NextGate
 from spmoe.policy.recipe import Recipe
-from spmoe.policy.refined import DraftThenGate
-from spmoe.policy.speculation import RunAhead, WorthDrafting
-from spmoe.policy.worthwhile import ForesightAhead
+from spmoe.policy.sp_moe.draft_then_gate import DraftThenGate
+from spmoe.policy.sp_moe.gates import DraftGate, NextGate
+from spmoe.policy.sp_moe.popular import Popular
 
 SP_MOE = "Chen et al., SP-MoE, arXiv 2510.10302"
 SP_MOE_DIFFERS = (

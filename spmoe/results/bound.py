@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from spmoe.machine.cost import CostModel
-from spmoe.policy.belady import Min, Requests
+from spmoe.policy.oracle.belady import Min, Requests
 from spmoe.trace.windows import windows
 
 
@@ -14,9 +14,9 @@ from spmoe.trace.windows import windows
 class Bound:
     """max(loads x expert bytes / bandwidth, verifier compute), totals over decode, without any latency.
 
-    `loads` is MIN with bypass (see `spmoe.policy.belady`).  Times in ns.  Of the windows that it is about, `widest` is
-    the most experts that one layer needs at once, and `stand_ins` counts tokens after a rejection that stood in for
-    unrecorded ones.
+    `loads` is MIN with bypass (see `spmoe.policy.oracle.belady`).  Times in ns.  Of the windows that it is about,
+    `widest` is the most experts that one layer needs at once, and `stand_ins` counts tokens after a rejection that
+    stood in for unrecorded ones.
     """
 
     loads: int

@@ -12,9 +12,9 @@ from operator import add
 from pathlib import Path
 from typing import NamedTuple
 
-from spmoe.config import SchedulerConfig
-from spmoe.log import verify_log
-from spmoe.policy.clairvoyant import Future
+from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.log import verify_log
 from spmoe.state.commands import Command, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,
@@ -165,7 +165,7 @@ def read_lead(path: str | Path, future: Callable[[SchedulerConfig], Future] | No
     """The lead times of the run behind a decision log.
 
     The times are those that the driver told: measured ones, where the engine ran in real time.  The log is verified on
-    the way; see `spmoe.log.verify_log`, also for `future` and for what is raised.
+    the way; see `spmoe.scheduler.log.verify_log`, also for `future` and for what is raised.
     """
     fold = LeadFold()
     verify_log(path, future, (fold.observe,))

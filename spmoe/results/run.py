@@ -13,14 +13,14 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any, Final
 
-from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
 from spmoe.files import reason
 from spmoe.machine.bits import parse_bits
 from spmoe.machine.fields import Fields, parse_fields, read_fields
 from spmoe.machine.hardware import Hardware, read_hardware
-from spmoe.policy.planner import Pace
+from spmoe.policy.parts.io_plan import Pace
 from spmoe.policy.registry import RECIPES
+from spmoe.scheduler.config import SchedulerConfig
 from spmoe.trace.schema import DraftShape, ModelShape
 
 FORMAT: Final = "spmoe-run"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Set
 from enum import Enum
 
-from spmoe.config import SchedulerConfig
+from spmoe.scheduler.config import SchedulerConfig
 from spmoe.state.commands import Command, DraftAhead, LayerPlan, Purpose, Reply, Speculate, Submit, Verify
 from spmoe.state.events import (
     BatchArrived,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from sim.driver import Driver, Popularity
-from spmoe.config import SchedulerConfig, configure
+from sim.machine.driver import Driver, Popularity
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import DraftModel, Geometry
 from spmoe.machine.hardware import load_hardware
-from spmoe.policy.clairvoyant import Future
+from spmoe.policy.oracle.clairvoyant import Future
 from spmoe.policy.recipe import Recipe
-from spmoe.scheduler import Scheduler
+from spmoe.scheduler.config import SchedulerConfig, configure
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import Command
 from spmoe.state.events import Event
 from spmoe.state.keys import Shape

@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from engine.clock import VirtualClock
-from engine.driver import Driver, Observer
-from engine.host import HostWorker
-from engine.layout import Layout
-from engine.link import Link
-from engine.slots import SlotBuffer
-from engine.store import HostStore
-from sim.passes import Pass, PromptPass, StepPass, Told
+from engine.execution.clock import VirtualClock
+from engine.execution.cpu_worker import HostWorker
+from engine.execution.driver import Driver, Observer
+from engine.memory.host_store import HostStore
+from engine.memory.layout import Layout
+from engine.memory.link import Link
+from engine.memory.slot_buffer import SlotBuffer
+from sim.machine.passes import Pass, PromptPass, StepPass, Told
+from spmoe.drive.draft_position import Unread
+from spmoe.drive.step import Accept, Attention
 from spmoe.machine.cost import CostModel
-from spmoe.scheduler import Scheduler
-from spmoe.step import Accept, Attention
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.trace.windows import Request
-from spmoe.unread import Unread
 
 LAYOUT = Layout.of({"key": ((), torch.int64)})
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spmoe.policy.parts.runtime import NATIVE
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES
-from spmoe.policy.runtime import NATIVE
-from spmoe.scheduler import Scheduler
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.events import RequestBegun, StepBegun, StepEnded
 from spmoe.trace.schema import PrefillLine, TokenLine
 from tests.conformance.cases import Case, cases, named_cases

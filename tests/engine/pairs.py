@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
-from engine.drafting import Asker, Draft
+from engine.checkpoints.loader import quiet
+from engine.cli.report import trace_of
+from engine.decoding.draft_model import Asker, Draft
+from engine.decoding.forward import Forward
+from engine.decoding.sampler import Proposal, Sampler, Verdict
 from engine.engine import Engine
-from engine.forward import Forward
-from engine.loader import quiet
-from engine.report import trace_of
-from engine.sampling import Proposal, Sampler, Verdict
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.writer import write_trace

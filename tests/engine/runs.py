@@ -10,18 +10,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from engine.cli.report import document, trace_of
 from engine.engine import Engine
 from engine.options import Options
 from engine.plan import Plan, make_plan
-from engine.report import document, trace_of
-from sim.driver import Driver
+from sim.machine.driver import Driver
 from sim.replay import replay
 from sim.runner import Runner
-from spmoe.log import LogWriter
 from spmoe.machine.hardware import Hardware, load_hardware
-from spmoe.policy.clairvoyant import Future
-from spmoe.policy.runtime import NATIVE
-from spmoe.scheduler import Scheduler
+from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.runtime import NATIVE
+from spmoe.scheduler.log import LogWriter
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.trace.schema import TraceInMemory
 from spmoe.trace.windows import requests
 from spmoe.trace.writer import write_trace

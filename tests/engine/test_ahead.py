@@ -16,14 +16,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 pytest.importorskip("transformers", reason="the engine needs transformers")
 
-from engine.aside import Aside  # noqa: E402
-from engine.drafting import Asker, Draft  # noqa: E402
+from engine.decoding.draft_model import Asker, Draft  # noqa: E402
+from engine.decoding.sampler import Proposal, Sampler  # noqa: E402
 from engine.engine import Engine  # noqa: E402
+from engine.execution.coroutine import Aside  # noqa: E402
 from engine.options import Options  # noqa: E402
 from engine.plan import make_plan  # noqa: E402
-from engine.sampling import Proposal, Sampler  # noqa: E402
-from spmoe.log import LogWriter, verify_log  # noqa: E402
 from spmoe.machine.hardware import Hardware  # noqa: E402
+from spmoe.scheduler.log import LogWriter, verify_log  # noqa: E402
 from spmoe.state.commands import Command, DraftAhead, Verify  # noqa: E402
 from spmoe.state.events import DraftPredicted, Event, LeadStands, LinkAwaited  # noqa: E402
 from tests.conformance.checker import ContractChecker  # noqa: E402

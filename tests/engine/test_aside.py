@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.aside import Aside, Piece  # noqa: E402
-from spmoe.step import DraftLayers, DraftToken  # noqa: E402
+from engine.execution.coroutine import Aside, Piece  # noqa: E402
+from spmoe.drive.step import DraftLayers, DraftToken  # noqa: E402
 
 CPU = torch.device("cpu")
 PIECES: tuple[Piece, ...] = (DraftLayers(4, 0, 2), DraftLayers(4, 2, 3), DraftToken(4, 3))

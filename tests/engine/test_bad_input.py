@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from benchmarks.random_pair import write_random_pair
-from engine import copies, target
+from benchmarks.engine.random_pair import write_random_pair
 from engine.__main__ import main
-from engine.driver import Driver
+from engine.decoding import target_model as target
+from engine.execution.driver import Driver
+from engine.memory import copiers as copies
 from spmoe.cli import Stopped
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -412,14 +413,14 @@ def test_a_copy_that_fails_twice_is_one_line(refused: Refused, pair: Pair, monke
 @pytest.mark.parametrize(
     "place",
     [
-        ("engine.setup", "check_folders"),
-        ("engine.setup", "make_plan"),
+        ("engine.cli.inputs", "check_folders"),
+        ("engine.cli.inputs", "make_plan"),
         ("engine.engine", "load_rest"),
         ("engine.engine", "load_experts"),
-        ("engine.target.Target", "read"),
-        ("engine.driver.Driver", "look"),
-        ("engine.running", "compare"),
-        ("engine.running", "write_trace"),
+        ("engine.decoding.target_model.Target", "read"),
+        ("engine.execution.driver.Driver", "look"),
+        ("engine.cli.run", "compare"),
+        ("engine.cli.run", "write_trace"),
     ],
 )
 def test_whoever_stops_it_where_ever(

@@ -8,14 +8,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.blank import BlankPair, find_folder, model_names  # noqa: E402
-from engine.families import find_moe_layers, read_geometry  # noqa: E402
-from engine.layout import Layout  # noqa: E402
-from engine.loader import read_shell  # noqa: E402
-from engine.pair import describe_draft  # noqa: E402
-from engine.shipped import shipped_pair  # noqa: E402
-from engine.slots import SharedSlots  # noqa: E402
-from engine.store import SharedStore  # noqa: E402
+from engine.checkpoints.bundled import shipped_pair  # noqa: E402
+from engine.checkpoints.loader import read_shell  # noqa: E402
+from engine.checkpoints.model_pair import describe_draft  # noqa: E402
+from engine.memory.host_store import SharedStore  # noqa: E402
+from engine.memory.layout import Layout  # noqa: E402
+from engine.memory.slot_buffer import SharedSlots  # noqa: E402
+from engine.moe.layers import find_moe_layers, read_geometry  # noqa: E402
+from engine.profiling.random_models import BlankPair, find_folder, model_names  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
 from spmoe.machine.geometry import draft_model, draft_names, geometry, geometry_names  # noqa: E402
 

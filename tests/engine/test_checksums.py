@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("torch", reason="the engine needs torch")
 
-from benchmarks.random_pair import write_random_pair
-from engine import pair as pair_module
+from benchmarks.engine.random_pair import write_random_pair
 from engine.__main__ import main
-from engine.checksums import check_sums
+from engine.checkpoints import model_pair as pair_module
+from engine.checkpoints.checksums import check_sums
 from engine.engine import Engine
 from spmoe.errors import InputError
 

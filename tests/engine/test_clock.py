@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-import engine.clock  # noqa: E402
-from engine.clock import Happening, RealClock, VirtualClock  # noqa: E402
-from engine.host import HostResult  # noqa: E402
-from engine.link import Completion  # noqa: E402
+import engine.execution.clock  # noqa: E402
+from engine.execution.clock import Happening, RealClock, VirtualClock  # noqa: E402
+from engine.execution.cpu_worker import HostResult  # noqa: E402
+from engine.memory.link import Completion  # noqa: E402
 from spmoe.machine.cost import CostModel  # noqa: E402
 from spmoe.machine.hardware import load_hardware  # noqa: E402
 from spmoe.policy.recipe import Told  # noqa: E402
@@ -170,7 +170,7 @@ def test_a_failure_is_told_when_the_batch_would_have_arrived() -> None:
 def test_no_real_wait_ends_later_than_the_clock_says(monkeypatch: pytest.MonkeyPatch, results: int) -> None:
     """Every look at the time takes a microsecond."""
     ticks = count(0, 1000)
-    monkeypatch.setattr(engine.clock.time, "perf_counter_ns", lambda: next(ticks))
+    monkeypatch.setattr(engine.execution.clock.time, "perf_counter_ns", lambda: next(ticks))
     link = Link()
     clock = RealClock(link, Host(results), 0, torch.device("cpu"))  # type: ignore[arg-type]
     if not results:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.random_pair import write_random_pair
+from benchmarks.engine.random_pair import write_random_pair
 from engine.__main__ import main
-from engine.commands import parser
+from engine.checkpoints.bundled import ABOUT, EXAMPLE, shipped_pair
+from engine.checkpoints.loader import load_tokenizer
+from engine.cli.parser import parser
+from engine.cli.run import _print
 from engine.engine import Engine, Piece
-from engine.loader import load_tokenizer
-from engine.running import _print
-from engine.shipped import ABOUT, EXAMPLE, shipped_pair
 from spmoe.cli import printable
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.reader import TraceFile

@@ -14,10 +14,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 pytest.importorskip("transformers", reason="the engine needs transformers")
 
-from benchmarks.random_pair import write_random_pair
+from benchmarks.engine.random_pair import write_random_pair
 from engine.__main__ import main
-from engine.computation import check_kernel
-from engine.layout import Layout
+from engine.memory.layout import Layout
+from engine.moe.backend import check_kernel
 from engine.options import Options
 from engine.plan import make_plan
 from spmoe.errors import InputError
@@ -39,12 +39,12 @@ def imported_at_once(path: Path) -> Iterator[str]:
 
 
 def test_triton_is_imported_where_it_was_asked_for_only() -> None:
-    needing = {"engine.kernels"}
+    needing = {"engine.moe.triton_kernels"}
     for path in ENGINE.rglob("*.py"):
         names = set(imported_at_once(path))
         if any(name.partition(".")[0] == "triton" for name in names) or names & needing:
-            assert path.stem in ("kernels", "grouped")
-        assert "engine.grouped" not in names or path.stem == "kernels", path
+            assert path.stem in ("triton_kernels", "triton_grouped")
+        assert "engine.moe.triton_grouped" not in names or path.stem == "triton_kernels", path
 
 
 def test_an_unknown_kernel() -> None:

@@ -11,15 +11,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.copies import MemoryCopier, Run  # noqa: E402
+from engine.cli.report import trace_of  # noqa: E402
 from engine.engine import Engine  # noqa: E402
+from engine.memory.copiers import MemoryCopier, Run  # noqa: E402
 from engine.options import Options  # noqa: E402
 from engine.plan import make_plan  # noqa: E402
-from engine.report import trace_of  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
-from spmoe.log import LogWriter, verify_log  # noqa: E402
-from spmoe.policy.clairvoyant import Future  # noqa: E402
+from spmoe.policy.oracle.clairvoyant import Future  # noqa: E402
 from spmoe.policy.registry import RECIPES  # noqa: E402
+from spmoe.scheduler.log import LogWriter, verify_log  # noqa: E402
 from spmoe.state.commands import Command, Submit  # noqa: E402
 from spmoe.state.events import BatchArrived, Event, StepEnded  # noqa: E402
 from spmoe.state.keys import Shape  # noqa: E402

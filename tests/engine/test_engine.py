@@ -13,11 +13,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks.random_pair import byte_tokenizer, write_random_pair  # noqa: E402
+from benchmarks.engine.random_pair import byte_tokenizer, write_random_pair  # noqa: E402
+from engine.cli.report import trace_of  # noqa: E402
+from engine.decoding.to_host import read  # noqa: E402
 from engine.engine import Engine  # noqa: E402
-from engine.families import find_moe_layers  # noqa: E402
-from engine.readout import read  # noqa: E402
-from engine.report import trace_of  # noqa: E402
+from engine.moe.layers import find_moe_layers  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
 from spmoe.trace.schema import TokenLine  # noqa: E402
 from tests.engine.tiny import VOCABULARY, save_tiny  # noqa: E402
@@ -117,8 +117,8 @@ def test_popularity_stands_in_where_no_state_can_be_forecast_from(
 ) -> None:
     with Engine.from_pretrained(*pair, policy=policy, cache=0.5) as engine:
         plain = engine.generate(PROMPT, 24).tokens
-    monkeypatch.setattr("engine.families.attention_norm", lambda layer: None)
-    monkeypatch.setattr("engine.drafting.attention_norm", lambda layer: None)
+    monkeypatch.setattr("engine.moe.layers.attention_norm", lambda layer: None)
+    monkeypatch.setattr("engine.decoding.draft_model.attention_norm", lambda layer: None)
     with Engine.from_pretrained(*pair, policy=policy, cache=0.5) as engine:
         assert engine.plan.recipe.name == expected
         assert f"{expected} stands in for {policy}: the norm behind attention was not found" in engine.plan.fallback
@@ -129,7 +129,7 @@ def test_popularity_stands_in_where_no_state_can_be_forecast_from(
 def test_the_device_is_read_once_a_layer(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     """Each reading is a synchronisation on a GPU."""
     reads: list[int] = []
-    monkeypatch.setattr("engine.target.read", lambda tensors: (reads.append(1), read(tensors))[1])
+    monkeypatch.setattr("engine.decoding.target_model.read", lambda tensors: (reads.append(1), read(tensors))[1])
     with Engine.from_pretrained(*pair, policy=policy, cache=0.5, record=True) as engine:
         engine.generate(PROMPT, 24)
         metrics, layers = engine.metrics(), engine.plan.config.layers

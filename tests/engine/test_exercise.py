@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.exercise import exercise
+from engine.profiling.synthetic_trace import exercise
 from spmoe.machine.geometry import geometry, geometry_names
 from spmoe.trace.schema import DraftShape, ModelShape
 from spmoe.trace.windows import fixed_windows, requests

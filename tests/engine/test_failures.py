@@ -12,14 +12,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-import engine.target as target_module  # noqa: E402
-from engine.copies import Flight, MemoryCopier, Run  # noqa: E402
+import engine.decoding.target_model as target_module  # noqa: E402
 from engine.engine import Engine  # noqa: E402
+from engine.memory.copiers import Flight, MemoryCopier, Run  # noqa: E402
 from engine.options import Options  # noqa: E402
 from engine.plan import make_plan  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
-from spmoe.log import LogWriter, verify_log  # noqa: E402
-from spmoe.scheduler import TransferFailed  # noqa: E402
+from spmoe.scheduler.log import LogWriter, verify_log  # noqa: E402
+from spmoe.scheduler.scheduler import TransferFailed  # noqa: E402
 from spmoe.state.commands import Command, Submit  # noqa: E402
 from spmoe.state.events import BatchFailed, Event, LayerReached, TokenDrafted  # noqa: E402
 from tests.conformance.checker import ContractChecker  # noqa: E402
@@ -201,7 +201,7 @@ def test_a_failure_while_setting_up_leaves_nothing_running(monkeypatch: pytest.M
     def fails(*_arguments: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("engine.rig.Target", fails)
+    monkeypatch.setattr("engine.decoding.session.Target", fails)
     with pytest.raises(InputError, match="out of memory on cpu"):
         Engine(make_plan(*pair, options(None)))
 

@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="the engine needs transformers")
 import transformers
 from transformers import AutoModelForCausalLM
 
-from engine.families import expert_layout, find_moe_layers, read_geometry
+from engine.moe.layers import expert_layout, find_moe_layers, read_geometry
 from spmoe.errors import InputError
 from spmoe.machine.geometry import geometry
 from tests.engine.tiny import FAMILIES, HIDDEN, WIDTH, tiny_config, tokens

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.fit import Line, Median, fit_landings, fit_layers, medians, middle, usual_ratio
-from engine.parttimes import Span
+from engine.profiling.fit import Line, Median, fit_landings, fit_layers, medians, middle, usual_ratio
+from engine.profiling.step_timings import Span
 
 KERNELS = {1: 1000.0, 2: 1100.0, 4: 1300.0}
 BASE = {1: 5000, 2: 6000, 3: 6500}

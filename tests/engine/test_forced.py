@@ -11,17 +11,17 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.bench import Bench  # noqa: E402
-from engine.blank import BlankPair  # noqa: E402
+from engine.profiling.random_models import BlankPair  # noqa: E402
+from engine.profiling.trace_runner import Bench  # noqa: E402
 from sim.runner import Runner  # noqa: E402
-from spmoe.config import SchedulerConfig  # noqa: E402
-from spmoe.log import LogWriter  # noqa: E402
 from spmoe.machine.hardware import Hardware, load_hardware  # noqa: E402
+from spmoe.policy.parts.runtime import NATIVE  # noqa: E402
 from spmoe.policy.recipe import Recipe  # noqa: E402
 from spmoe.policy.registry import RECIPES, recipe  # noqa: E402
-from spmoe.policy.runtime import NATIVE  # noqa: E402
 from spmoe.results.metrics import MetricsFold  # noqa: E402
-from spmoe.setting import Setting, resolve_setting  # noqa: E402
+from spmoe.run.setting import Setting, resolve_setting  # noqa: E402
+from spmoe.scheduler.config import SchedulerConfig  # noqa: E402
+from spmoe.scheduler.log import LogWriter  # noqa: E402
 from spmoe.state.commands import Command, Submit  # noqa: E402
 from spmoe.state.events import Event, LayerReached, StepEnded  # noqa: E402
 from spmoe.trace.excerpt import excerpt  # noqa: E402

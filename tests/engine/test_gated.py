@@ -13,9 +13,9 @@ pytest.importorskip("transformers", reason="the engine needs transformers")
 from torch.nn.functional import gelu, silu
 from transformers import AutoModelForCausalLM
 
-from engine.families import expert_layout, find_moe_layers
-from engine.gated import Gated
-from engine.layout import Layout
+from engine.memory.layout import Layout
+from engine.moe.gated_mlp import Gated
+from engine.moe.layers import expert_layout, find_moe_layers
 from spmoe.errors import InputError
 from tests.engine.tiny import FAMILIES, HIDDEN, WIDTH, tiny_config
 

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.host import HostWorker  # noqa: E402
+from engine.execution.cpu_worker import HostWorker  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,7 +92,7 @@ def test_close_drops_what_has_not_begun_and_may_be_called_twice() -> None:
 def test_computes_with_as_many_threads_as_the_rest() -> None:
     """A thread of its own has its own number of them, which is that of the machine's cores unless it is told."""
     program = (
-        "import os, torch; from engine.host import HostWorker\n"
+        "import os, torch; from engine.execution.cpu_worker import HostWorker\n"
         "torch.set_num_threads(1)\n"
         "states, weights = torch.randn(64, 256), torch.randn(512, 256)\n"
         "with HostWorker() as host:\n"

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 pytest.importorskip("transformers", reason="the engine needs transformers")
 
-from benchmarks.kernel_bandwidth import LAYERS, Sizes, Subject, main, measure
-from engine.fit import Median
+from benchmarks.engine.kernel_bandwidth import LAYERS, Sizes, Subject, main, measure
+from engine.profiling.fit import Median
 
 
 def timer(ns: float) -> Callable[[Callable[[], object]], Median]:

@@ -20,11 +20,11 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 from torch.nn.functional import linear
 
 from engine.engine import Engine
-from engine.experts import ExpertRows
-from engine.gated import ACTIVATIONS, Gated
-from engine.grouped import MOST_TOKENS, TILING, GroupedRows, Tiles, Tiling
-from engine.layout import Layout
-from engine.slots import SharedSlots, SlotBuffer
+from engine.memory.layout import Layout
+from engine.memory.slot_buffer import SharedSlots, SlotBuffer
+from engine.moe.eager import ExpertRows
+from engine.moe.gated_mlp import ACTIVATIONS, Gated
+from engine.moe.triton_grouped import MOST_TOKENS, TILING, GroupedRows, Tiles, Tiling
 from tests.engine.pairs import Pairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,7 +227,7 @@ import re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from engine import kernels
+from engine.moe import triton_kernels as kernels
 
 assert not triton.knobs.runtime.interpret
 POINTERS = {"order": "*i64", "table": "*i32", "parts": "*fp32", "shares": "*fp32"}

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="the engine needs torch")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.layout import ALIGNMENT, Field, Layout
+from engine.memory.layout import ALIGNMENT, Field, Layout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 PARAMETERS = st.dictionaries(

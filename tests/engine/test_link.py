@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.copies import runs  # noqa: E402
-from engine.layout import Layout  # noqa: E402
-from engine.link import Completion, Link  # noqa: E402
-from engine.slots import SlotBuffer  # noqa: E402
-from engine.store import HostStore  # noqa: E402
-from spmoe.policy.planner import copies  # noqa: E402
+from engine.memory.copiers import runs  # noqa: E402
+from engine.memory.host_store import HostStore  # noqa: E402
+from engine.memory.layout import Layout  # noqa: E402
+from engine.memory.link import Completion, Link  # noqa: E402
+from engine.memory.slot_buffer import SlotBuffer  # noqa: E402
+from spmoe.policy.parts.io_plan import copies  # noqa: E402
 from spmoe.state.commands import Load, Purpose, Submit  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from engine.layout import Layout
-from engine.loader import Loaded, load, load_tokenizer, read_blueprint
-from engine.store import HostStore
+from engine.checkpoints.loader import Loaded, load, load_tokenizer, read_blueprint
+from engine.memory.host_store import HostStore
+from engine.memory.layout import Layout
 from spmoe.errors import InputError
 from spmoe.state.keys import expert_key
 from tests.engine.tiny import FAMILIES, HIDDEN, WIDTH, eager_model, save_tiny, tiny_config, tokens
@@ -412,7 +412,7 @@ PEAK = """
 import sys, threading, time
 import torch
 from pathlib import Path
-from engine.loader import load, read_blueprint
+from engine.checkpoints.loader import load, read_blueprint
 
 torch.set_num_threads(1)
 

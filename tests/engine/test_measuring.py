@@ -10,18 +10,18 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
 from engine.__main__ import main  # noqa: E402
-from engine.blank import BlankPair  # noqa: E402
-from engine.measurement import Room, choose  # noqa: E402
+from engine.profiling.policy_timing import Room, choose  # noqa: E402
+from engine.profiling.random_models import BlankPair  # noqa: E402
 from sim.__main__ import main as sim_main  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
-from spmoe.log import read_config, verify_log  # noqa: E402
 from spmoe.machine.geometry import draft_model, geometry  # noqa: E402
 from spmoe.machine.hardware import load_hardware  # noqa: E402
 from spmoe.machine.measured import cost_model  # noqa: E402
+from spmoe.policy.parts.runtime import NATIVE  # noqa: E402
 from spmoe.policy.registry import RECIPES, recipe  # noqa: E402
-from spmoe.policy.runtime import NATIVE  # noqa: E402
 from spmoe.results.run import log_path, read_run  # noqa: E402
-from spmoe.setting import resolve_setting  # noqa: E402
+from spmoe.run.setting import resolve_setting  # noqa: E402
+from spmoe.scheduler.log import read_config, verify_log  # noqa: E402
 from spmoe.trace.excerpt import excerpt  # noqa: E402
 from spmoe.trace.reader import TraceFile  # noqa: E402
 

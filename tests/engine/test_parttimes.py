@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.parttimes import Drafted, PartTimes, Span
+from engine.profiling.step_timings import Drafted, PartTimes, Span
 from spmoe.state.commands import Command, LayerPlan, Load, Purpose, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,

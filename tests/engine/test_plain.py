@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.random_pair import write_random_pair
-from engine import plain
+from benchmarks.engine.random_pair import write_random_pair
 from engine.__main__ import main
+from engine.cli import reference as plain
+from engine.cli.reference import Comparison, Difference, Request, check_comparable, compare
 from engine.engine import Engine
 from engine.options import Options
-from engine.plain import Comparison, Difference, Request, check_comparable, compare
 from engine.plan import Plan, make_plan
 from spmoe.errors import InputError
 
@@ -156,7 +156,7 @@ def test_a_run_says_it_and_the_results_hold_it(pair: tuple[Path, Path], tmp_path
 def test_a_run_that_differs_ends_with_one_line_and_no_files(
     pair: tuple[Path, Path], tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.plain._first_difference", lambda *_: Difference(1, 4, 0.25))
+    monkeypatch.setattr("engine.cli.reference._first_difference", lambda *_: Difference(1, 4, 0.25))
     words = ["run", "--model", str(pair[0]), "--prompt", "One", "--max-new-tokens", "9", "--against-plain"]
     assert main([*words, "--stats", str(tmp_path / "stats"), "--log", str(tmp_path / "log")]) == 2
     text, said = capsys.readouterr()

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.random_pair import PairShape, write_random_pair
-from engine.checkpoint import Checkpoint
+from benchmarks.engine.random_pair import PairShape, write_random_pair
+from engine.checkpoints.checkpoint import Checkpoint
+from engine.checkpoints.model_pair import load_draft
 from engine.engine import Engine
 from engine.options import CONTEXT, Options
-from engine.pair import load_draft
 from engine.plan import Plan, make_plan
 from spmoe.errors import InputError
 from tests.engine.tiny import save_tiny

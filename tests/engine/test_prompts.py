@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.prompts import number_prompts, read_prompts
+from engine.cli.prompts import number_prompts, read_prompts
 from spmoe.errors import InputError
 
 

@@ -13,9 +13,9 @@ pytest.importorskip("transformers", reason="the engine needs transformers")
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.random_pair import write_random_pair
-from engine.loader import load, load_tokenizer
-from engine.store import HostStore
+from benchmarks.engine.random_pair import write_random_pair
+from engine.checkpoints.loader import load, load_tokenizer
+from engine.memory.host_store import HostStore
 from tests.engine.tiny import eager_model
 
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -10,12 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
+from engine.decoding.recorder import Recorder  # noqa: E402
 from engine.engine import Engine  # noqa: E402
-from engine.families import find_moe_layers  # noqa: E402
+from engine.moe.layers import find_moe_layers  # noqa: E402
 from engine.plan import make_plan  # noqa: E402
-from engine.record import Recorder  # noqa: E402
 from sim.__main__ import main as simulator  # noqa: E402
-from spmoe.log import lines_of  # noqa: E402
+from spmoe.scheduler.log import lines_of  # noqa: E402
 from spmoe.state.events import Forecast  # noqa: E402
 from spmoe.trace.reader import TraceFile  # noqa: E402
 from spmoe.trace.schema import PrefillLine, RejectedLine, TokenLine  # noqa: E402

@@ -16,13 +16,13 @@ import pytest
 
 pytest.importorskip("torch", reason="the engine needs torch")
 
-from benchmarks.random_pair import PairShape, write_random_pair
+from benchmarks.engine.random_pair import PairShape, write_random_pair
 from engine.__main__ import main
-from engine.commands import parser
-from engine.prompts import number_prompts
-from engine.recording import _plan
-from engine.setup import Models
-from engine.target import Target
+from engine.cli.inputs import Models
+from engine.cli.parser import parser
+from engine.cli.prompts import number_prompts
+from engine.cli.record import _plan
+from engine.decoding.target_model import Target
 from sim.__main__ import main as simulator
 from spmoe.cli import Stopped
 from spmoe.trace.reader import TraceFile

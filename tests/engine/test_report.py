@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.random_pair import write_random_pair
+from benchmarks.engine.random_pair import write_random_pair
+from engine.cli.report import document, show, summary, trace_of
 from engine.engine import Engine
 from engine.options import Options
 from engine.plan import Plan, make_plan
-from engine.report import document, show, summary, trace_of
 from spmoe.results.metrics import Metrics, MetricsFold
 from spmoe.results.transfers import TransferFold, Transfers
 

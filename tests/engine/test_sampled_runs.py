@@ -15,9 +15,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 pytest.importorskip("transformers", reason="the engine needs transformers")
 
-from engine.chain import Chain
+from engine.decoding.draft_loop import Chain
+from engine.decoding.sampler import Sampler, Verdict
 from engine.engine import Engine
-from engine.sampling import Sampler, Verdict
 from spmoe.policy.registry import RECIPES
 from tests.engine.pairs import SOAK, Case, Pairs, prompt_of
 from tests.engine.runs import FAST

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.sampling import Proposal, Sampler, Verdict, surplus
+from engine.decoding.sampler import Proposal, Sampler, Verdict, surplus
 from spmoe.errors import InputError
 
 IDS = 8

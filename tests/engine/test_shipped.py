@@ -10,14 +10,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 pytest.importorskip("transformers", reason="the engine needs transformers")
 
-from engine import shipped  # noqa: E402
 from engine.__main__ import main  # noqa: E402
-from engine.checkpoint import read_checkpoint  # noqa: E402
-from engine.checksums import SUMS, check_sums  # noqa: E402
+from engine.checkpoints import bundled as shipped  # noqa: E402
+from engine.checkpoints.bundled import EXAMPLE, shipped_pair  # noqa: E402
+from engine.checkpoints.checkpoint import read_checkpoint  # noqa: E402
+from engine.checkpoints.checksums import SUMS, check_sums  # noqa: E402
+from engine.cli.prompts import encode_prompts, number_prompts  # noqa: E402
 from engine.options import Options  # noqa: E402
 from engine.plan import make_plan  # noqa: E402
-from engine.prompts import encode_prompts, number_prompts  # noqa: E402
-from engine.shipped import EXAMPLE, shipped_pair  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -60,7 +60,7 @@ def test_it_says_what_plain_transformers_say(capsys: Out) -> None:
 
 
 def test_an_installation_carries_it() -> None:
-    """In the package where `engine.shipped` looks, with all files."""
+    """In the package where `engine.checkpoints.bundled` looks, with all files."""
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     assert "engine.models" in tool["packages"] and tool["package-dir"]["engine.models"] == "models"
     held = {path for pattern in tool["package-data"]["engine.models"] for path in (ROOT / "models").glob(pattern)}

@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.layout import Layout  # noqa: E402
-from engine.slots import SlotBuffer  # noqa: E402
+from engine.memory.layout import Layout  # noqa: E402
+from engine.memory.slot_buffer import SlotBuffer  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
 
 LAYOUT = Layout.of({"up": ((3, 5), torch.float32), "down": ((7,), torch.bfloat16)})

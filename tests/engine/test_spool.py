@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.spool import Spool
+from engine.cli.spool import Spool
 from spmoe.errors import InputError
 from spmoe.trace.schema import ModelShape, PrefillLine, RejectedLine, TokenLine
 

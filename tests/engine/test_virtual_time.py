@@ -15,11 +15,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from spmoe.log import verify_log  # noqa: E402
 from spmoe.machine.hardware import Hardware  # noqa: E402
+from spmoe.policy.parts.runtime import NATIVE  # noqa: E402
 from spmoe.policy.recipe import Recipe  # noqa: E402
 from spmoe.policy.registry import RECIPES  # noqa: E402
-from spmoe.policy.runtime import NATIVE  # noqa: E402
+from spmoe.scheduler.log import verify_log  # noqa: E402
 from spmoe.state.keys import Shape  # noqa: E402
 from tests.engine.drafted import Pair, save_pair  # noqa: E402
 from tests.engine.runs import FAST, SLOW, Request, Run, run, run_knowing, simulated, simulated_natively  # noqa: E402

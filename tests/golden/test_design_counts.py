@@ -19,7 +19,7 @@ import pytest
 from sim import replay
 from spmoe.machine.geometry import draft_model, geometry
 from spmoe.results.bound import bound
-from spmoe.setting import resolve_setting
+from spmoe.run.setting import resolve_setting
 from spmoe.trace.draws import Rates, draw
 from spmoe.trace.importers import import_trace
 from spmoe.trace.schema import TokenLine, TraceInMemory

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spmoe.errors import InputError
-from spmoe.log import LogWriter, Verified, verify_log
 from spmoe.policy.registry import RECIPES, recipe
+from spmoe.scheduler.log import LogWriter, Verified, verify_log
 from tests.conformance.cases import Case, make_trace
 from tests.conformance.drivers import Recording, simulate, with_room
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spmoe.policy.activation_matrix import ActivationAware, ActivationForecast, ActivationMatrix
-from spmoe.policy.horizon import Unlimited
-from spmoe.policy.planner import Pace
-from spmoe.policy.prefetch import Scope
-from spmoe.policy.row_similarity import ONE
+from spmoe.policy.parts.horizon import Unlimited
+from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.sp_moe.gates import Scope
+from spmoe.policy.systems.moe_infinity import ActivationAware, ActivationForecast, ActivationMatrix
+from spmoe.policy.systems.similarity import ONE
 from spmoe.state.events import LayerReached, RequestBegun
 from spmoe.state.forecast import Forecast
 from spmoe.state.residency import VictimOrder

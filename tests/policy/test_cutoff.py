@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from spmoe.errors import InputError
 from spmoe.machine.units import ceil_ns
-from spmoe.policy.cutoff import Cutoff, analytical_cutoff
+from spmoe.policy.sp_moe.cutoff import Cutoff, analytical_cutoff
 
 SIZES = st.fixed_dictionaries(
     {

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spmoe.policy.draft_length import Agreement, DraftLength, growth
-from spmoe.policy.planner import Pace
-from spmoe.policy.use_rates import ONE
+from spmoe.policy.foresight.draft_length import Agreement, DraftLength, growth
+from spmoe.policy.foresight.use_rates import ONE
+from spmoe.policy.parts.io_plan import Pace
 from spmoe.state.keys import Shape
 
 SHAPE = Shape(4, 8, 2)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spmoe.policy.expert_map import PROB, ExpertMap, MapAware, MapForecast
-from spmoe.policy.horizon import Unlimited
-from spmoe.policy.planner import Pace
-from spmoe.policy.prefetch import Scope
-from spmoe.policy.row_similarity import ONE
+from spmoe.policy.parts.horizon import Unlimited
+from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.sp_moe.gates import Scope
+from spmoe.policy.systems.finemoe import PROB, ExpertMap, MapAware, MapForecast
+from spmoe.policy.systems.similarity import ONE
 from spmoe.state.events import LayerReached
 from spmoe.state.forecast import Forecast
 from spmoe.state.residency import VictimOrder

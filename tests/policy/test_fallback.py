@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import pytest
 
-from spmoe.policy.gating import SensitivityGate
-from spmoe.policy.placement import PopularSet
-from spmoe.policy.planner import Batched
-from spmoe.policy.prefetch import DraftGate, NextGate
+from spmoe.policy.parts.gating import SensitivityGate
+from spmoe.policy.parts.io_plan import Batched
+from spmoe.policy.parts.placement import PopularSet
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES, fallback, recipe, registry
+from spmoe.policy.sp_moe.gates import DraftGate, NextGate
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.gating import SensitivityGate
+from spmoe.policy.parts.gating import SensitivityGate
 
 GATE = SensitivityGate()
 

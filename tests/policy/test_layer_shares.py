@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spmoe.errors import InputError
-from spmoe.policy.layer_shares import LayerShares
+from spmoe.policy.systems.adapmoe import LayerShares
 from spmoe.state.keys import Shape
 from spmoe.state.residency import Pool
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.least_stale import LeastStale
+from spmoe.policy.eviction.least_stale import LeastStale
 from spmoe.state.commands import Load
 from spmoe.state.forecast import Forecast
 from spmoe.state.residency import Pool, Residency, VictimOrder

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from spmoe.policy.horizon import NextLayer
-from spmoe.policy.levels import FROZEN, CounterForecast, LevelOrder, Levels, UtilityCounters, updated
-from spmoe.policy.planner import Pace
-from spmoe.policy.prefetch import Scope
+from spmoe.policy.parts.horizon import NextLayer
+from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.sp_moe.gates import Scope
+from spmoe.policy.systems.moe_spac import FROZEN, CounterForecast, LevelOrder, Levels, UtilityCounters, updated
 from spmoe.state.commands import Purpose
 from spmoe.state.events import LayerDone, LayerReached, PrefillBegun, StepBegun
 from spmoe.state.forecast import Forecast

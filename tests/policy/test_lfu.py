@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spmoe.policy.lfu import Lfu
+from spmoe.policy.eviction.lfu import Lfu
 from spmoe.state.forecast import Forecast
 from spmoe.state.residency import VictimOrder
 

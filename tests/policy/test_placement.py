@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from spmoe.config import SchedulerConfig
 from spmoe.errors import InputError
-from spmoe.policy.placement import GlobalPool, LayerPools, PopularSet
-from spmoe.policy.planner import Pace
+from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.placement import GlobalPool, LayerPools, PopularSet
 from spmoe.policy.registry import RECIPES, recipe, registry
-from spmoe.scheduler import Scheduler
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import Purpose, Submit
 from spmoe.state.events import BatchArrived, RequestBegun
 from spmoe.state.keys import Shape

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.planner import Batched, IOPlan, OneByOne, Pace, Planner, copies
+from spmoe.policy.parts.io_plan import Batched, IOPlan, OneByOne, Pace, Planner, copies
 from spmoe.state.commands import Load, Purpose
 from spmoe.state.transfers import TransferQueue
 

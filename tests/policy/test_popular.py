@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spmoe.policy.horizon import NextLayer
-from spmoe.policy.planner import Pace
-from spmoe.policy.popular import Popular
-from spmoe.policy.prefetch import Scope
+from spmoe.policy.parts.horizon import NextLayer
+from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.sp_moe.gates import Scope
+from spmoe.policy.sp_moe.popular import Popular
 from spmoe.state.events import LayerReached
 from spmoe.state.forecast import Forecast, Wish
 

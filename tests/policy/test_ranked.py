@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from spmoe.policy.ranked import RankedOrder, Score
+from spmoe.policy.eviction.heap_order import RankedOrder, Score
 
 KEYS = 12
 KEY = st.integers(0, KEYS - 1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from spmoe.config import SchedulerConfig
-from spmoe.policy.horizon import CutoffLayer
-from spmoe.policy.planner import Pace
-from spmoe.policy.prefetch import DraftGate, NextGate, Scope
-from spmoe.policy.refined import DraftThenGate
-from spmoe.scheduler import Scheduler
+from spmoe.policy.parts.horizon import CutoffLayer
+from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.sp_moe.draft_then_gate import DraftThenGate
+from spmoe.policy.sp_moe.gates import DraftGate, NextGate, Scope
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import Command, LayerPlan, Load, Purpose, Submit
 from spmoe.state.events import (
     BatchArrived,

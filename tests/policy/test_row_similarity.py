@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.row_similarity import ONE, MatrixStore
+from spmoe.policy.systems.similarity import ONE, MatrixStore
 
 LAYERS, EXPERTS = 3, 4
 MATRICES = st.lists(

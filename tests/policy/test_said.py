@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.said import Said, runs
-from spmoe.policy.use_rates import ONE, Trust
+from spmoe.policy.foresight.draft_evidence import Said, runs
+from spmoe.policy.foresight.use_rates import ONE, Trust
 from spmoe.state.keys import Shape
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.prefetch import select
+from spmoe.policy.sp_moe.gates import select
 from tests.scheduler.events import forecasts
 
 WINDOWS = st.lists(forecasts(6), max_size=5)

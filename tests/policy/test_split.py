@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.config import SchedulerConfig
-from spmoe.policy.planner import Pace
-from spmoe.policy.split import Late, Needed, Shares, split
-from spmoe.scheduler import Scheduler
+from spmoe.policy.parts.cpu_split import Late, Needed, Shares, split
+from spmoe.policy.parts.io_plan import Pace
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import LayerPlan
 from spmoe.state.events import HostComputed, LayerReached, LinkAwaited, RequestBegun, StepBegun
 

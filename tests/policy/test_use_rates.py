@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.use_rates import LEAST, ONE, Trust, UseRates
+from spmoe.policy.foresight.use_rates import LEAST, ONE, Trust, UseRates
 from spmoe.state.keys import Shape
 
 

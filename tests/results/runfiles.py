@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spmoe.config import configure
 from spmoe.machine.hardware import load_hardware
 from spmoe.policy.registry import recipe
 from spmoe.results.run import Measured, Run, TraceIdentity, hardware_of
-from spmoe.setting import resolve_setting
+from spmoe.run.setting import resolve_setting
+from spmoe.scheduler.config import configure
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.summary import summarise
 

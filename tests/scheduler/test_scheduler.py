@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from spmoe.config import SchedulerConfig
-from spmoe.policy.planner import Pace
-from spmoe.scheduler import IllegalEvent, Scheduler, TransferFailed
+from spmoe.policy.parts.io_plan import Pace
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.scheduler import IllegalEvent, Scheduler, TransferFailed
 from spmoe.state.commands import LayerPlan, Load, Purpose, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,

@@ -16,11 +16,11 @@ from hypothesis import Phase as Generation
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from spmoe.config import SchedulerConfig
-from spmoe.policy.clairvoyant import Future
-from spmoe.policy.planner import Pace
+from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.io_plan import Pace
 from spmoe.policy.registry import RECIPES
-from spmoe.scheduler import IllegalEvent, Scheduler, TransferFailed
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.scheduler import IllegalEvent, Scheduler, TransferFailed
 from spmoe.state.commands import Command
 from spmoe.state.events import (
     BatchArrived,

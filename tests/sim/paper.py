@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from sim.runner import Runner
 from spmoe.machine.hardware import Cpu, Draft, Gpu, Hardware, Link
 from spmoe.machine.units import GIB
+from spmoe.policy.parts.runtime import Runtime
 from spmoe.policy.registry import recipe
-from spmoe.policy.runtime import Runtime
 from spmoe.results.bound import Bound
 from spmoe.results.metrics import Metrics
-from spmoe.setting import resolve_setting
+from spmoe.run.setting import resolve_setting
 from spmoe.state.commands import Command, LayerPlan, Submit
 from spmoe.state.events import BatchArrived, Event, LayerDone
 from spmoe.trace.schema import (

@@ -15,8 +15,8 @@ import pytest
 
 import sim
 from sim.__main__ import main
+from sim.cli.report import HEADINGS, console, show_replay
 from sim.replay import replay
-from sim.report import HEADINGS, console, show_replay
 from spmoe.errors import InputError
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.reader import TraceFile

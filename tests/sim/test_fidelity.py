@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sim.__main__ import main
-from sim.fidelity import Compared, Fidelity, fidelity
 from sim.replay import replay
+from sim.studies.fidelity import Compared, Fidelity, fidelity
 from spmoe.errors import InputError
 from spmoe.results.run import log_path
 from tests.results.runfiles import BITS, GAMMA, SLOTS, make_run, write_run

@@ -14,7 +14,7 @@ import pytest
 
 import sim
 from sim.__main__ import main
-from sim.forecasts import REPLAYED, ForecastStudy
+from sim.studies.forecasts import REPLAYED, ForecastStudy
 from spmoe.errors import InputError
 from spmoe.trace.schema import ONE, ForecastOrigin, TokenLine, TraceInMemory
 from tests.golden.runs import golden_trace

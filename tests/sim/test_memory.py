@@ -11,7 +11,7 @@ import pytest
 
 from sim.runner import Runner
 from spmoe.policy.registry import recipe
-from spmoe.setting import resolve_setting
+from spmoe.run.setting import resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import ONE, Header, TokenLine, TraceInMemory, TraceLine
 from tests.conformance.cases import make_trace

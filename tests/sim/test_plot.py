@@ -9,9 +9,9 @@ import pytest
 
 import sim
 from sim.__main__ import main
-from sim.chart import Point, chart
-from sim.plot import BOUND, NOTE, figure, style
-from sim.table import Row, read_table, write_table
+from sim.plots.chart import Point, chart
+from sim.plots.plot import BOUND, NOTE, figure, style
+from sim.sweeps.table import Row, read_table, write_table
 from spmoe.policy.registry import RECIPES
 from tests.sim.files import small_trace
 

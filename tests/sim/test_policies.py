@@ -8,11 +8,11 @@ from io import StringIO
 import pytest
 
 from sim.__main__ import main
-from sim.policies import NEEDS, details, parts, standing
-from sim.report import console, show_policies
+from sim.cli.policies import NEEDS, details, parts, standing
+from sim.cli.report import console, show_policies
+from spmoe.policy.parts.runtime import NATIVE
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES, recipe, select
-from spmoe.policy.runtime import NATIVE
 
 PARTS = ["placement", "predictor", "horizon", "admission", "eviction", "I/O plan", "miss", "speculation"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from spmoe.policy.runtime import NATIVE, Runtime
+from spmoe.policy.parts.runtime import NATIVE, Runtime
 from spmoe.state.events import BatchArrived, Computed, Event, HostComputed, LayerReached
 from spmoe.trace.schema import TraceInMemory
 from tests.sim.paper import Solved, machine, solve, token, tokens, trace, waits

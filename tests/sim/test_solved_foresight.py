@@ -11,11 +11,11 @@ from itertools import count
 import pytest
 
 from sim.replay import replay
-from spmoe.policy.foresight import LatestExpected, NextUses
-from spmoe.policy.horizon import NextLayer
-from spmoe.policy.planner import Pace
-from spmoe.policy.prefetch import Scope
-from spmoe.policy.worthwhile import ForesightAhead
+from spmoe.policy.foresight.deadline import ForesightAhead
+from spmoe.policy.foresight.next_use import LatestExpected, NextUses
+from spmoe.policy.parts.horizon import NextLayer
+from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.sp_moe.gates import Scope
 from spmoe.state.events import DraftPredicted, LayerReached, StepBegun, TokenDrafted
 from spmoe.state.keys import Shape
 from spmoe.trace.schema import ONE

@@ -16,10 +16,10 @@ import pytest
 
 import sim
 from sim.__main__ import main
-from sim.grid import IDENTITY, code_digest, grid, identity
-from sim.journal import Journal, read_rows
-from sim.sweep import Task, run_sweep
-from sim.table import read_table
+from sim.sweeps.grid import IDENTITY, code_digest, grid, identity
+from sim.sweeps.journal import Journal, read_rows
+from sim.sweeps.sweep import Task, run_sweep
+from sim.sweeps.table import read_table
 from spmoe.errors import InputError
 from spmoe.policy.registry import RECIPES
 from tests.conformance.cases import make_trace
@@ -37,7 +37,7 @@ def trace(tmp_path: Path) -> Path:
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The policies of all cells that are run in this process."""
-    module = sys.modules["sim.sweep"]
+    module = sys.modules["sim.sweeps.sweep"]
     run_task: Callable[[Task], object] = module.run_task
     policies: list[str] = []
 

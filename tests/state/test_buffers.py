@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from spmoe.policy.eviction import LruOrder
-from spmoe.policy.placement import LayerPools
+from spmoe.policy.eviction.lru import LruOrder
+from spmoe.policy.parts.placement import LayerPools
 from spmoe.state.commands import Load
 from spmoe.state.keys import Shape
 from spmoe.state.residency import Pool, Residency

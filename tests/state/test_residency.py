@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.eviction import LruOrder
-from spmoe.policy.placement import GlobalPool, LayerPools
+from spmoe.policy.eviction.lru import LruOrder
+from spmoe.policy.parts.placement import GlobalPool, LayerPools
 from spmoe.state.commands import Load
 from spmoe.state.keys import Shape
 from spmoe.state.residency import Residency

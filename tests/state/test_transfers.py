@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.planner import Batched, Pace, Planner
+from spmoe.policy.parts.io_plan import Batched, Pace, Planner
 from spmoe.state.commands import Purpose
 from spmoe.state.transfers import TransferQueue
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spmoe.policy.gating import SensitivityGate, thinned
+from spmoe.policy.parts.gating import SensitivityGate, thinned
 from spmoe.trace.gates import even_gate, gate_of
 from spmoe.trace.schema import ONE, RejectedLine, TokenLine
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from engine.families import find_moe_layers
+from engine.moe.layers import find_moe_layers
 from training.accuracy import Accuracy, Score, mean
 from training.evaluation import groups
 from training.models import fresh_dense

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from engine.families import Routing, find_moe_layers
+from engine.moe.layers import Routing, find_moe_layers
 from training.models import empty_sparse
 from training.recipe import MICRO
 from training.routers import balance_loss, entropy, listen, route_at_random, usage, z_loss

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks.prediction import PAGE, embedded, of_pair
-from engine.checksums import check_sums
+from benchmarks.pages.prediction import PAGE, embedded, of_pair
+from engine.checkpoints.checksums import check_sums
 from spmoe.errors import InputError
 from training.card import card
 from training.corpus import Corpus

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.families import find_moe_layers
+from engine.moe.layers import find_moe_layers
 from training.comparison import compare
 from training.learners import Schedule, sparse_learner
 from training.likelihood import loss

@@ -1,0 +1,1 @@
+"""Writers of the tables and figures in README and docs."""

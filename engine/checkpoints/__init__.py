@@ -1,0 +1,1 @@
+"""Reading checkpoints: which file holds which tensor, and a pair of models from them."""

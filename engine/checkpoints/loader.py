@@ -1,0 +1,255 @@
+"""Loading a model without its experts, and its experts without the model.
+
+The model is built hollow: its expert modules have no parameters, so nothing is allocated for them, not even for a
+moment.  The experts go from the checkpoint's mapped files straight into the blobs of the host store.  The peak of
+anonymous memory is therefore one model.
+
+All is read from a local folder; no code from it runs (`auto_map` is ignored), and nothing is asked of other machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
+from transformers.utils import logging
+
+from engine.checkpoints.checkpoint import Checkpoint, model_name, read_checkpoint, read_json
+from engine.checkpoints.weight_map import Packing, plan_packing, write_piece
+from engine.memory.host_store import require_memory
+from engine.memory.layout import Layout
+from engine.moe.layers import MoeLayer, expert_layout, find_moe_layers, read_geometry
+from spmoe.errors import InputError
+from spmoe.machine.geometry import Geometry
+
+
+class BlobStore(Protocol):
+    """Where experts go: one blob (uint8, `Layout.size` bytes, in host memory) for each expert key."""
+
+    def blob(self, key: int) -> torch.Tensor: ...
+
+
+_Store = TypeVar("_Store", bound=BlobStore)
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """All that is known of a model before any of its weights is read.
+
+    `shell` is the whole model on the meta device; `dtype` that of the loaded weights (those that a family keeps wider
+    stay so); `dense_bytes` the size of all that is not a routed expert.
+    """
+
+    checkpoint: Checkpoint
+    shell: Any
+    dtype: torch.dtype
+    geometry: Geometry
+    layout: Layout
+    packing: Packing
+    dense_bytes: int
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory for the whole model: the experts' blobs and the rest."""
+        return self.geometry.keys * self.layout.size + self.dense_bytes
+
+    def check_memory(self, available: int | None = None) -> None:
+        """InputError where `available` bytes of host memory are too little for the model; None asks the system."""
+        kind = str(self.dtype).removeprefix("torch.")
+        require_memory(self.host_bytes, available, f"{self.checkpoint.folder}: the weights of the model in {kind}")
+
+
+class Loaded(NamedTuple, Generic[_Store]):
+    """A hollow model in evaluation mode on the CPU, its MoE layers, and the store that holds their experts."""
+
+    model: Any
+    layers: tuple[MoeLayer, ...]
+    store: _Store
+    blueprint: Blueprint
+
+
+def load(
+    folder: str | Path,
+    make_store: Callable[[Layout, int], _Store],
+    *,
+    dtype: torch.dtype,
+    available: int | None = None,
+) -> Loaded[_Store]:
+    """Loads the model in `folder`, its experts into the store that `make_store(layout, keys)` gives.
+
+    `available` is how many bytes of host memory may be taken, checked before anything is allocated; None asks the
+    system.  Raises InputError for whatever is wrong with the checkpoint.
+    """
+    blueprint = read_blueprint(folder, dtype)
+    blueprint.check_memory(available)
+    model = load_rest(blueprint)
+    store = make_store(blueprint.layout, blueprint.geometry.keys)
+    load_experts(blueprint, store)
+    return Loaded(model, find_moe_layers(model), store, blueprint)
+
+
+def read_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
+    """What `folder` holds, from its configuration and the headers of its files.
+
+    Raises InputError for a model that is not supported (no experts, quantised, needing code of its own) and for files
+    that are missing, truncated, or hold other experts than the configuration says.
+    """
+    folder = Path(folder)
+    shell = read_shell(folder, dtype)
+    geometry = read_geometry(shell, model_name(folder), str(folder / "config.json"))
+    layers = find_moe_layers(shell)
+    checkpoint = read_checkpoint(folder)
+    packing = plan_packing(checkpoint, shell, layers)
+    layout = expert_layout(layers)
+    whole = sum(each.nbytes for each in chain(shell.parameters(), shell.buffers()))
+    return Blueprint(checkpoint, shell, dtype, geometry, layout, packing, whole - geometry.keys * layout.nbytes)
+
+
+def load_rest(blueprint: Blueprint) -> Any:
+    """The hollow model: everything but the routed experts, on the CPU and in memory of its own.
+
+    Raises InputError where tensors are missing or have other shapes than the configuration says.
+    """
+    folder = blueprint.checkpoint.folder
+    model_class = type(blueprint.shell)
+    with blueprint.checkpoint.slices() as slices, quiet():
+        model, report = _hollow(model_class).from_pretrained(
+            None,
+            config=blueprint.shell.config,
+            state_dict={name: slices[name] for name in blueprint.packing.rest},
+            dtype=blueprint.dtype,
+            ignore_mismatched_sizes=True,  # reported below, in one line
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        # What needed no conversion is still a view of a mapped file, which may be replaced or leave the page cache.
+        for tensor in chain(model.parameters(), model.buffers()):
+            tensor.data = tensor.data.clone()
+    check_loaded(blueprint.shell, report, folder)
+    model.__class__ = model_class
+    model.name_or_path = model.config.name_or_path = str(folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = _read("generation_config.json", GenerationConfig, folder)
+    return model
+
+
+def check_loaded(model: Any, report: Mapping[str, Any], folder: str | Path) -> None:
+    """InputError where transformers' `report` says that the tensors in `folder` are not those of `model` (whole, on any
+    device).
+
+    Other parts may lie beside them, which only other uses of a checkpoint need: towers, heads, layers that predict.
+    """
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise InputError(f"{folder}: tensor {name}: expected shape {list(expected)}, got {list(found)}")
+    for name in sorted(report["missing_keys"]):
+        raise InputError(f"{folder}: no tensor for {name}")
+    for name in _stray(model, report["unexpected_keys"]):
+        raise InputError(f"{folder}: tensor {name}: the model in config.json has none of that name")
+
+
+def _stray(model: Any, unexpected: Iterable[str]) -> Iterator[str]:
+    """Those that belong to layers of `model`, or to layers like them which it should have."""
+    prefix = f"{model.base_model_prefix}.layers."
+    own = [name.removeprefix(prefix).partition(".") for name in model.state_dict() if name.startswith(prefix)]
+    numbers, kinds = {number for number, _, _ in own}, {kind for _, _, kind in own}
+    found: dict[str, set[str]] = {}
+    for name in sorted(unexpected):
+        if name.startswith(prefix):
+            number, _, kind = name.removeprefix(prefix).partition(".")
+            found.setdefault(number, set()).add(kind)
+    for number, of_layer in found.items():
+        # Layers that predict further tokens have more in them than any other.
+        if number in numbers or of_layer <= kinds:
+            yield from (f"{prefix}{number}.{kind}" for kind in sorted(of_layer))
+
+
+def load_experts(blueprint: Blueprint, store: BlobStore) -> None:
+    """Copies all experts from the checkpoint's files into `store`, file by file in the order of their bytes."""
+    experts = blueprint.geometry.experts
+    with blueprint.checkpoint.slices() as slices:
+        for piece in blueprint.packing.pieces:
+            for key, row in piece.targets(experts):
+                write_piece(piece, slices[piece.name], blueprint.layout.views(store.blob(key)), row)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer in `folder`; InputError where there is none or it needs code of its own."""
+    return _read("tokenizer", AutoTokenizer, Path(folder), trust_remote_code=False)
+
+
+def read_shell(folder: Path, dtype: torch.dtype) -> Any:
+    """The whole model on the meta device, from the configuration alone.
+
+    Raises InputError for what is not supported: quantised weights, models of other kinds, code of their own.
+    """
+    path = folder / "config.json"
+    given = read_json(path)
+    family = given.get("model_type")
+    if family not in CONFIG_MAPPING:
+        code = " and has code of its own (auto_map), which is never run" if "auto_map" in given else ""
+        raise InputError(f"{path}: model type {family!r} is unknown to transformers{code}")
+    for field in ("quantization_config", "compression_config"):
+        if given.get(field):
+            method = given[field].get("quant_method") if isinstance(given[field], dict) else given[field]
+            raise InputError(f"{path}: quantisation {method!r} is not supported; expected plain weights")
+    config = _read("config.json", AutoConfig, folder, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{path}: model type {family!r} is no causal language model")
+    with refusing(f"{path}: no model can be built from it"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def _hollow(model_class: Any) -> Any:
+    """`model_class`, but its models drop their experts as soon as they are built (on the meta device)."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, *args, **kwargs)
+        for layer in find_moe_layers(self):
+            layer.drop_experts()
+
+    # transformers looks up how to convert a checkpoint by the name and the module of the class.
+    return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
+
+
+def _read(what: str, reader: Any, folder: Path, **options: Any) -> Any:
+    """`reader.from_pretrained(folder)`, nothing but local files; InputError for whatever it has against them."""
+    with refusing(f"{folder}: {what} cannot be loaded"):
+        return reader.from_pretrained(folder, local_files_only=True, **options)
+
+
+@contextmanager
+def refusing(problem: str) -> Iterator[None]:
+    """Says in one line what transformers has against its input: it checks in many ways, with an exception for each."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{problem}: {why[:200]}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and warnings of transformers: what matters is raised."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,98 @@
+"""What a run is driven with: scheduler, link, CPU, clock and driver, and the models that are hooked up to them."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.decoding.draft_loop import Chain
+from engine.decoding.draft_model import Draft
+from engine.decoding.forced_routing import Script
+from engine.decoding.recorder import Recorder
+from engine.decoding.target_model import Target
+from engine.execution.clock import Clock, RealClock, VirtualClock
+from engine.execution.coroutine import Aside
+from engine.execution.cpu_worker import HostWorker
+from engine.execution.driver import Driver, Observer
+from engine.memory.closing import Closing
+from engine.memory.host_store import HostStore
+from engine.memory.link import Link
+from engine.memory.slot_buffer import SlotBuffer
+from engine.moe.backend import choose
+from engine.moe.layers import find_moe_layers
+from spmoe.machine.cost import CostModel
+from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.scheduler import Scheduler
+
+
+class Weights(NamedTuple):
+    """A hollow target, a draft (None: no speculation) on the same device, and the store with the target's experts."""
+
+    target: Any
+    draft: Any
+    store: HostStore
+
+
+class Rig(Closing):
+    """One scheduler's worth of engine; use it in a `with` block, whose end joins the threads and unhooks the models."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        slots: SlotBuffer,
+        config: SchedulerConfig,
+        future: Future | None = None,
+        *,
+        kernel: str = "plain",
+        layer_map: tuple[int, ...] | None = None,
+        gbps: float | None = None,
+        latency_ns: int = 0,
+        imitated: CostModel | None = None,
+        observers: tuple[Observer, ...] = (),
+        recorder: Recorder | None = None,
+        script: Script | None = None,
+    ) -> None:
+        """`future` as in `Scheduler`, `kernel` as in `Options` and checked, `layer_map` as in `Draft`, `gbps` and
+        `latency_ns` as in `Link`.
+
+        With `imitated` completions come at the times of that cost model, else when they come.
+        """
+        self.scheduler = Scheduler(config, future)
+        device: torch.device = slots.device
+        with ExitStack() as stack:
+            start = time.perf_counter_ns()
+            link = stack.enter_context(
+                Link(weights.store, slots, config.depth, gbps, latency_ns=latency_ns, start_ns=start)
+            )
+            host = stack.enter_context(HostWorker(start))
+            told = self.scheduler.recipe.told
+            clock: Clock = RealClock(link, host, start, device)
+            if imitated is not None:
+                clock = VirtualClock(link, host, imitated, config.recipe, told)
+            self.driver = Driver(self.scheduler, clock, observers)
+            self.vocabulary: int = weights.target.config.get_text_config().vocab_size
+            layers = find_moe_layers(weights.target)
+            computation = choose(kernel, layers, slots)
+            self.target = Target(
+                weights.target, layers, weights.store, slots, host, computation, self.driver, told, recorder, script
+            )
+            stack.callback(self.target.release)
+            self.draft: Draft | None = None
+            self.chain: Chain | None = None
+            if weights.draft is not None:
+                predicted, speculation = self.scheduler.forecast.predicted_layers, self.scheduler.recipe.speculation
+                self.draft = Draft(weights.draft, layers, layer_map, predicted, recorder, script)
+                stack.callback(self.draft.release)
+                aside = Aside(device)
+                self.chain = Chain(self.draft, self.driver, aside, speculation, config.gamma)
+                stack.callback(self.chain.release)
+                stack.enter_context(aside)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Joins the threads and unhooks the models.  Idempotent."""
+        self._stack.close()

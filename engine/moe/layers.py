@@ -1,0 +1,152 @@
+"""Where the experts of a transformers model are, found by what modules offer and not by the model's name.
+
+All families that transformers runs through its experts interface hold the routed experts of a layer in one module with
+stacked parameters `[experts, ...]`, beside the router that chooses among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.memory.layout import Layout
+from spmoe.errors import InputError
+from spmoe.machine.geometry import Geometry
+
+
+class Routing(NamedTuple):
+    """What a router says of T tokens: `logits` [T, experts], `weights` and `experts` (int64) [T, top_k] by rank."""
+
+    logits: torch.Tensor
+    weights: torch.Tensor
+    experts: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MoeLayer:
+    """One layer with routed experts.
+
+    `index` counts these layers only, from 0; `decoder_layer` counts all.  `name` is the dotted name of `experts`.
+    `norm` is what the residual stream after attention goes through on its way to the router; None where the family
+    calls it otherwise than all known ones do.
+    """
+
+    index: int
+    decoder_layer: int
+    name: str
+    experts: Any  # a module; transformers does not tell the types of its attributes
+    router: torch.nn.Module
+    norm: torch.nn.Module | None
+
+    def expert_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The stacked parameters by name: those whose first dimension counts the experts."""
+        count: int = self.experts.num_experts
+        own = self.experts.named_parameters(recurse=False)
+        return {name: each for name, each in own if each.ndim > 1 and each.shape[0] == count}
+
+    def layout(self) -> Layout:
+        """How one expert of this layer lies in its blob."""
+        stacked = self.expert_parameters()
+        return Layout.of({name: (tuple(each.shape[1:]), each.dtype) for name, each in stacked.items()})
+
+    def route(self, states: torch.Tensor) -> Routing:
+        """The router's choice for `states` [T, hidden], normalised as the layer's own input is."""
+        first, weights, last = self.router(states)
+        if last.is_floating_point():  # Granite in transformers 5.17 gives the experts first
+            first, last = last, first
+        return Routing(first, weights, last)
+
+    def forecast(self, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the router would say to states [T, hidden] of a residual stream after attention, this layer's or not.
+
+        Returns experts (int64) [T, top_k] by rank, and the gate's probabilities of them (float32) [T, top_k].
+        """
+        assert self.norm is not None
+        logits, _, experts = self.route(self.norm(residual))
+        return experts, logits.float().softmax(-1).gather(1, experts)
+
+    def drop_experts(self) -> None:
+        """Leaves the experts without parameters of their own: they live in the host store and in slots."""
+        for name in self.expert_parameters():
+            delattr(self.experts, name)
+        self.experts._is_hf_initialized = True  # transformers would look for them to fill them with noise
+
+
+def find_moe_layers(model: torch.nn.Module) -> tuple[MoeLayer, ...]:
+    """The MoE layers of `model` in the order of computation; none for a dense model.
+
+    Raises InputError where the experts have no router beside them.
+    """
+    layers: list[MoeLayer] = []
+    for name, module in model.named_modules():
+        if is_experts(module):
+            block = name.rpartition(".")[0]
+            router = _router(model.get_submodule(block), name)
+            norm = attention_norm(model.get_submodule(block.rpartition(".")[0]))
+            number = next((int(part) for part in reversed(name.split(".")) if part.isdigit()), len(layers))
+            layers.append(MoeLayer(len(layers), number, name, module, router, norm))
+    return tuple(layers)
+
+
+def attention_norm(decoder_layer: torch.nn.Module) -> torch.nn.Module | None:
+    """The norm behind a decoder layer's attention: its input is the residual stream that the layer's MLP sees."""
+    norm = getattr(decoder_layer, "post_attention_layernorm", None)
+    return norm if isinstance(norm, torch.nn.Module) else None
+
+
+def is_experts(module: torch.nn.Module) -> bool:
+    """Whether `module` takes part in the experts interface (`transformers.integrations.moe`)."""
+    return all(hasattr(module, name) for name in ("is_transposed", "has_gate", "num_experts"))
+
+
+def expert_layout(layers: tuple[MoeLayer, ...]) -> Layout:
+    """The layout that all experts share; InputError where layers differ in their experts' number or shapes."""
+    first, layout = layers[0], layers[0].layout()
+    for layer in layers:
+        if layer.experts.num_experts != first.experts.num_experts or layer.layout() != layout:
+            raise InputError(f"{layer.name}: expected experts as in {first.name}, of the same number and shapes")
+    return layout
+
+
+def read_geometry(model: Any, name: str, source: str) -> Geometry:
+    """The geometry of a whole model (on any device, meta too; not a hollow one): parameters counted, not estimated.
+
+    Shared tensors count once.  Raises InputError for a model without routed experts.
+    """
+    layers = find_moe_layers(model)
+    if not layers or not layers[0].experts.num_experts:
+        raise InputError(f"{source}: {type(model).__name__} has no routed experts; expected a Mixture-of-Experts model")
+    expert_layout(layers)
+    config = model.config.get_text_config()
+    experts = sum(each.numel() for layer in layers for each in layer.expert_parameters().values())
+    keys = len(layers) * layers[0].experts.num_experts
+    return Geometry(
+        name=name,
+        layers=len(layers),
+        experts=layers[0].experts.num_experts,
+        top_k=config.num_experts_per_tok,
+        expert_params=experts // keys,
+        dense_params=sum(each.numel() for each in model.parameters()) - experts,
+        hidden=config.hidden_size,
+        kv_bytes_per_token=2 * config.num_hidden_layers * kv_values(config),
+        draft=None,
+        source=source,
+    )
+
+
+def kv_values(config: Any) -> int:
+    """Numbers that a layer caches for one token."""
+    latent: int | None = getattr(config, "kv_lora_rank", None)
+    if latent is not None:  # latent attention caches the compressed vector and the rotary key
+        return latent + int(config.qk_rope_head_dim)
+    head: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * head * int(config.num_key_value_heads)
+
+
+def _router(block: torch.nn.Module, experts: str) -> torch.nn.Module:
+    for child in block.children():
+        if "Router" in type(child).__name__:
+            return child
+    raise InputError(f"{experts}: expected a router beside the experts")

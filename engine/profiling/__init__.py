@@ -1,0 +1,1 @@
+"""What a machine takes: its profile, and policies timed on a trace."""

@@ -1,0 +1,78 @@
+"""Runs that follow a trace, one after the other, on the same models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.decoding.forced_routing import Script
+from engine.decoding.session import Rig, Weights
+from engine.decoding.trace_decoder import ForcedDecoder
+from engine.earlier_run import Foreknowledge
+from engine.execution.driver import Observer
+from engine.memory.layout import Layout
+from engine.memory.slot_buffer import SlotBuffer
+from spmoe.machine.cost import CostModel
+from spmoe.policy.registry import recipe as find_recipe
+from spmoe.scheduler.config import SchedulerConfig
+from spmoe.state.keys import Shape
+from spmoe.trace.schema import Trace
+from spmoe.trace.windows import requests
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Models on a device, with random weights as a rule, and how their experts lie in memory.
+
+    `layer_map` is None where the draft's states cannot go through the target's routers, and `why` says why.
+    """
+
+    weights: Weights
+    layout: Layout
+    shape: Shape
+    layer_map: tuple[int, ...] | None
+    why: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def run(
+        self,
+        trace: Trace,
+        config: SchedulerConfig,
+        slots: SlotBuffer | None = None,
+        *,
+        gbps: float | None = None,
+        latency_ns: int = 0,
+        imitated: CostModel | None = None,
+        observers: tuple[Observer, ...] = (),
+        told: Callable[[int], Any] = lambda tokens: None,
+    ) -> float:
+        """Times `trace` under a policy; `observers` see every event, and `told` hears of the tokens put out.
+
+        Returns what the scheduler took per layer, in ns, apart from hearing of what landed.
+
+        `slots` are as many as `config` has, or None to make them for this run; `gbps`, `latency_ns` and `imitated` as
+        in `Rig`.  Raises InputError where slots do not fit the device.
+        """
+        recipe = find_recipe(config.recipe)
+        known = Foreknowledge(recipe, self.shape, config.gamma, trace)
+        if slots is None:
+            slots = SlotBuffer(self.layout, config.slots, self.device)
+        script = Script(self.shape.top_k, self.device)
+        with Rig(
+            self.weights,
+            slots,
+            config,
+            known.future,
+            layer_map=self.layer_map,
+            gbps=gbps,
+            latency_ns=latency_ns,
+            imitated=imitated,
+            observers=observers,
+            script=script,
+        ) as rig:
+            ForcedDecoder(rig, script, known.popular, known.touched).run(requests(trace), told)
+            return rig.driver.deciding_ns

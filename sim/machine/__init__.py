@@ -1,0 +1,1 @@
+"""The simulated machine: driver, link, CPU, and forward passes by a trace."""

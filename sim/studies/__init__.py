@@ -1,0 +1,1 @@
+"""Studies of a trace: the cutoff layer, forecasts, and fidelity to the engine."""

@@ -1,0 +1,1 @@
+"""Sweeps: a grid of replays, its journal, and its table of results."""

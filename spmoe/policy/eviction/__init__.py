@@ -1,0 +1,1 @@
+"""Eviction rules, and the orders that they share."""

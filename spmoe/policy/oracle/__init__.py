@@ -1,0 +1,1 @@
+"""Policies and bounds that know the future."""

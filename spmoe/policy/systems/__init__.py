@@ -1,0 +1,1 @@
+"""What other systems predict and evict by."""

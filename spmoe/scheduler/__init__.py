@@ -1,0 +1,1 @@
+"""The scheduler: events in, commands out; its configuration and its log."""
