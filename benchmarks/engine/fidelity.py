@@ -191,8 +191,8 @@ def known() -> Fidelity:
 
 
 def write_pages(found: Fidelity, files: Sequence[Path]) -> None:
-    embed(PAGE, "fidelity", page(found, files), "fidelity")
-    embed(README, "fidelity summary", sentence(found), "fidelity")
+    embed(PAGE, "fidelity", page(found, files), "engine/fidelity")
+    embed(README, "fidelity summary", sentence(found), "engine/fidelity")
 
 
 def main() -> None:

@@ -175,7 +175,7 @@ def main() -> None:
         }
     with atomic_write(RESULT) as stream:
         stream.write(json.dumps(known, indent=1) + "\n")
-    embed(PAGE, "order", page(known), "engine_order")
+    embed(PAGE, "order", page(known), "engine/order")
     print("\n".join(page(known)))
 
 

@@ -18,7 +18,7 @@ from benchmarks.sim.foresight import BASE_GAMMA, BITS, CACHES, OURS, SLOWER
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "foresight.md"
 README = ROOT / "README.md"
-BY = "foresight_page"
+BY = "pages/foresight"
 CPUS = {0: "no CPU", 1: "24 cores", 4: "a CPU four times slower"}
 ASKED = {
     ("16", 0): "0.70, 0.95, 1.3",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from benchmarks.sim import trace_calibration as calibration
 from spmoe.errors import InputError
 from spmoe.machine.geometry import geometry
 from spmoe.trace.reader import TraceFile
@@ -31,16 +30,7 @@ POINTS = 2.0  # of hit rate: how far synthetic routing may be from real routing
 
 
 @pytest.fixture(scope="module")
-def calibration() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("trace_calibration", ROOT / "benchmarks" / "trace_calibration.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def committed(calibration: ModuleType) -> dict[str, dict[str, float]]:
+def committed() -> dict[str, dict[str, float]]:
     results: dict[str, dict[str, float]] = json.loads(calibration.RESULTS.read_text(encoding="utf-8"))
     return results
 
@@ -60,21 +50,19 @@ def even_statistics(layers: int, experts: int, top_k: int) -> RoutingStatistics:
 # --- the counts that the comparison rests on
 
 
-def test_lru_and_min_on_paper(calibration: ModuleType) -> None:
+def test_lru_and_min_on_paper() -> None:
     # One layer, keys 0..2, two slots.  LRU: 0 1 load, 0 hits, 2 evicts 1, 1 evicts 0, 0 evicts 2.  MIN lets 2 pass by.
     needs = [(0,), (1,), (0,), (2,), (1,), (0,)]
     assert calibration.lru_loads(needs, 2) == 5
     assert calibration.min_loads(needs, 2) == 3
 
 
-def test_windows_are_cut_inside_requests(calibration: ModuleType) -> None:
+def test_windows_are_cut_inside_requests() -> None:
     request = [[[0, 1], [1, 0]], [[1, 2], [1, 2]], [[3, 0], []]]
     assert calibration.visits([request, request[:1]], 2, 4) == [(0, 1, 2), (5, 4, 6), (3, 0), (), (0, 1), (5, 4)]
 
 
-def test_the_real_columns_are_what_the_data_gives(
-    calibration: ModuleType, committed: dict[str, dict[str, float]]
-) -> None:
+def test_the_real_columns_are_what_the_data_gives(committed: dict[str, dict[str, float]]) -> None:
     if not calibration.REAL.exists():
         pytest.skip("the real routing is not in the repository")
     model = model_shape(geometry("mixtral-8x7b"))
@@ -102,13 +90,13 @@ def test_the_committed_table_is_within_two_points(committed: dict[str, dict[str,
     assert len(committed["real"]) == 18
 
 
-def test_the_generator_is_within_two_points(calibration: ModuleType, committed: dict[str, dict[str, float]]) -> None:
+def test_the_generator_is_within_two_points(committed: dict[str, dict[str, float]]) -> None:
     mean, _ = calibration.synthetic_rates(6)
     for name, real in committed["real"].items():
         assert mean[name] == pytest.approx(real, abs=POINTS), name
 
 
-def test_the_shipped_trace_gives_its_column(calibration: ModuleType, committed: dict[str, dict[str, float]]) -> None:
+def test_the_shipped_trace_gives_its_column(committed: dict[str, dict[str, float]]) -> None:
     assert calibration.shipped_rates() == pytest.approx(committed["shipped"], abs=0.001)
 
 

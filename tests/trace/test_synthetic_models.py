@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from benchmarks.sim import trace_calibration as calibration
 from spmoe.errors import InputError
 from spmoe.machine.geometry import geometry, geometry_names
 from spmoe.trace.reader import TraceFile
@@ -31,16 +30,7 @@ FITTED = ("lru/", "min/", "global-lru/", "reuse")
 
 
 @pytest.fixture(scope="module")
-def calibration() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("trace_calibration", ROOT / "benchmarks" / "trace_calibration.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def committed(calibration: ModuleType) -> dict[str, dict[str, dict[str, float]]]:
+def committed() -> dict[str, dict[str, dict[str, float]]]:
     results: dict[str, dict[str, dict[str, float]]] = json.loads(calibration.MODEL_RESULTS.read_text(encoding="utf-8"))[
         "models"
     ]
@@ -155,21 +145,19 @@ def test_unreadable_figures(text: str, message: str, tmp_path: Path) -> None:
 # --- the agreement with what is published
 
 
-def test_what_is_not_counted(calibration: ModuleType) -> None:
+def test_what_is_not_counted() -> None:
     # As test_lru_and_min_on_paper: LRU loads 0 1, hits 0, loads 2 1 0; MIN loads 0 1, hits 0, loads 2, hits 1 and 0.
     needs = [(0,), (1,), (0,), (2,), (1,), (0,)]
     assert calibration.lru_loads(needs, 2, 3) == 3
     assert calibration.min_loads(needs, 2, 3) == 1
 
 
-def test_published_hit_rates_on_paper(calibration: ModuleType) -> None:
+def test_published_hit_rates_on_paper() -> None:
     # 82.7 of 26 x 6 = 156 routings are read: 47.0 % hits.
     assert calibration.published_figures(geometry("deepseek-v2-lite"))["lru/0.25"] == pytest.approx(46.99, abs=0.01)
 
 
-def test_the_committed_table_of_models(
-    calibration: ModuleType, committed: dict[str, dict[str, dict[str, float]]]
-) -> None:
+def test_the_committed_table_of_models(committed: dict[str, dict[str, dict[str, float]]]) -> None:
     assert list(committed) == list(calibration.PUBLISHED)
     for name, columns in committed.items():
         published = calibration.published_figures(geometry(name))
@@ -182,11 +170,11 @@ def test_the_committed_table_of_models(
         assert found[column]["global-lru/0.25"] == pytest.approx(47.7, abs=GLOBAL_POINTS)
 
 
-def test_the_table_in_the_readme(calibration: ModuleType, committed: dict[str, dict[str, dict[str, float]]]) -> None:
+def test_the_table_in_the_readme(committed: dict[str, dict[str, dict[str, float]]]) -> None:
     assert calibration.model_table(committed) in (ROOT / "traces" / "README.md").read_text(encoding="utf-8")
 
 
-def test_deepseek_hits_as_often_as_published(calibration: ModuleType) -> None:
+def test_deepseek_hits_as_often_as_published() -> None:
     # The committed mean over 20 seeds is within 1 point; that of 2 has a standard deviation of 1.6 points.
     model = geometry("deepseek-v2-lite")
     routing = SyntheticRouting(model_statistics(model))
@@ -209,9 +197,7 @@ def test_the_shipped_trace_is_made_by_its_command(tmp_path: Path) -> None:
     assert new == old
 
 
-def test_the_shipped_trace_gives_its_figure(
-    calibration: ModuleType, committed: dict[str, dict[str, dict[str, float]]]
-) -> None:
+def test_the_shipped_trace_gives_its_figure(committed: dict[str, dict[str, dict[str, float]]]) -> None:
     found = calibration.global_lru(calibration.shipped_requests(SHIPPED), geometry("deepseek-v2-lite"), 0)
     assert committed["deepseek-v2-lite"]["shipped"] == pytest.approx({"global-lru/0.25": found}, abs=0.01)
 
