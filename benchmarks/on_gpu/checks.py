@@ -111,7 +111,7 @@ def memory() -> None:
 
 def run_tests(task: Task) -> dict[str, Any]:
     """Counts of the tests that need a GPU, and the first line of what each failure says."""
-    tests = [path for path in (ROOT / "tests" / "engine").glob("test_*.py") if "mark.cuda" in path.read_text("utf-8")]
+    tests = [path for path in (ROOT / "tests" / "engine").rglob("test_*.py") if "mark.cuda" in path.read_text("utf-8")]
     if not tests or importlib.util.find_spec("pytest") is None:
         return {"left_out": "pytest is not installed" if tests else "there are no tests here"}
     with tempfile.TemporaryDirectory() as folder:

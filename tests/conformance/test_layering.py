@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 FORBIDDEN = {
     "spmoe": {"torch", "simpy", "pandas", "transformers", "rich", "sim", "engine"},
     "sim": {"torch", "transformers", "engine"},

@@ -19,9 +19,9 @@ from engine.decoding.draft_loop import Chain
 from engine.decoding.sampler import Sampler, Verdict
 from engine.engine import Engine
 from spmoe.policy.registry import RECIPES
+from tests.engine.decoding.test_sampler import chi_square
 from tests.engine.pairs import SOAK, Case, Pairs, prompt_of
 from tests.engine.runs import FAST
-from tests.engine.test_sampling import chi_square
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Final
 
 from spmoe.machine.hardware import Hardware
 from spmoe.policy.registry import RECIPES
 from spmoe.results.run import hardware_of
+from tests.paths import PROFILES
 
-PROFILE: Final = Path(__file__).parents[2] / "profiles" / "rtx-4090.json"
+PROFILE: Final = PROFILES / "rtx-4090.json"
 TIMINGS: Final[dict[str, Any]] = {
     "model": "pico-target",
     "draft": "pico-draft",

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import repeat
-from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -25,18 +24,18 @@ from spmoe.trace.importers import import_trace
 from spmoe.trace.schema import TokenLine, TraceInMemory
 from spmoe.trace.synthetic import draft_shape, model_shape
 from spmoe.trace.windows import fixed_windows, requests
+from tests.paths import RECORDED
 
-RECORDING = Path(__file__).parents[2] / "../shared/data/mixtral-8x7b-instruct.humaneval.jsonl"
 LAYERS, EXPERTS = 32, 8
 SLOTS = (32, 64, 128, 192)
 
-pytestmark = pytest.mark.skipif(not RECORDING.exists(), reason="the recorded Mixtral routing is not in ../shared/data")
+pytestmark = pytest.mark.skipif(not RECORDED.exists(), reason="the recorded Mixtral routing is not in ../shared/data")
 
 
 @cache
 def recorded() -> TraceInMemory:
     model, draft = model_shape(geometry("mixtral-8x7b")), draft_shape(draft_model("mistral-7b"))
-    return TraceInMemory(*import_trace(RECORDING, "vllm-jsonl", model, draft, Rates(1.0, None), seed=0))
+    return TraceInMemory(*import_trace(RECORDED, "vllm-jsonl", model, draft, Rates(1.0, None), seed=0))
 
 
 def visits(trace: TraceInMemory, gamma: int) -> Iterator[list[int]]:

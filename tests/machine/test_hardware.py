@@ -9,8 +9,8 @@ import pytest
 
 from spmoe.errors import InputError
 from spmoe.machine.hardware import Hardware, hardware_names, load_hardware
+from tests.paths import PROFILES
 
-PROFILES = Path(__file__).parents[2] / "profiles"
 RTX_4090 = json.loads((PROFILES / "rtx-4090.json").read_text())
 
 

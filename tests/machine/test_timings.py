@@ -19,8 +19,9 @@ from spmoe.machine.geometry import draft_model, geometry
 from spmoe.machine.hardware import load_hardware
 from spmoe.machine.measured import MeasuredCost, cost_model
 from spmoe.machine.timings import Curve, Timings
+from tests.paths import PROFILES
 
-PROFILE = Path(__file__).parents[2] / "profiles" / "rtx-4090.json"
+PROFILE = PROFILES / "rtx-4090.json"
 TIMINGS: dict[str, Any] = {
     "model": "mixtral-8x7b",
     "draft": "mistral-7b",

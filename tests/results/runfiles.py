@@ -14,8 +14,9 @@ from spmoe.run.setting import resolve_setting
 from spmoe.scheduler.config import configure
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.summary import summarise
+from tests.paths import PROFILES
 
-PROFILE = Path(__file__).parents[2] / "profiles" / "rtx-4090.json"
+PROFILE = PROFILES / "rtx-4090.json"
 SLOTS, GAMMA, BITS = 9, 2, 16
 
 

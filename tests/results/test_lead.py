@@ -22,6 +22,7 @@ from spmoe.state.events import (
     StepEnded,
     TokenDrafted,
 )
+from tests.paths import DOCS
 
 SOME = ((0, 9),)
 
@@ -108,7 +109,7 @@ def test_the_time_of_a_load_is_that_of_the_link() -> None:
     assert found.load_ns == (60 + 30) / 3
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "contract.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "contract.md").read_text(encoding="utf-8")
 LOG = PAGE.partition("```json\n")[2].partition("```")[0]
 
 

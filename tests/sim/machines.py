@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from itertools import takewhile
-from pathlib import Path
 
 from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TokenLine, TraceInMemory
+from tests.paths import TRACES
 
-MIXTRAL = Path(__file__).parents[2] / "traces" / "mixtral.jsonl"
+MIXTRAL = TRACES / "mixtral.jsonl"
 
 
 def rtx_4090(bandwidth: int) -> Hardware:

@@ -14,9 +14,10 @@ from spmoe.errors import InputError
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import DraftShape, ModelShape
 from spmoe.trace.writer import write_trace
+from tests.paths import TRACES
 from tests.sim.files import small_trace
 
-MIXTRAL = Path(__file__).parents[2] / "traces" / "mixtral.jsonl"
+MIXTRAL = TRACES / "mixtral.jsonl"
 
 
 @pytest.fixture(scope="module")

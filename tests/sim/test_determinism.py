@@ -12,9 +12,8 @@ import pytest
 
 from sim import replay
 from sim.__main__ import main
+from tests.paths import ROOT
 from tests.sim.files import small_trace
-
-ROOT = Path(__file__).parents[2]
 
 RESULT_FIELDS = {
     "policy": str,

@@ -9,8 +9,9 @@ from pathlib import Path
 from spmoe.trace.header import parse_header
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import PrefillLine, TokenLine
+from tests.paths import DOCS
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
+PAGE = DOCS / "formats.md"
 
 
 def test_the_examples_make_a_trace(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import ForecastOrigin, ModelShape
 from spmoe.trace.summary import summarise
 from spmoe.trace.writer import write_trace
+from tests.paths import RECORDED
 from tests.trace.conftest import DRAFT, MODEL
 
-REAL = Path(__file__).parents[2] / "../shared/data/mixtral-8x7b-instruct.humaneval.jsonl"
 MIXTRAL = ModelShape("mixtral-8x7b", 32, 8, 2, 176_160_768, 1_605_000_000, 131_072)
 RATES = Rates(0.9, 0.8)
 
@@ -236,9 +236,9 @@ def test_same_arguments_same_bytes(tmp_path: Path, write_lines: Callable[..., Pa
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the real routing data is not beside this checkout")
+@pytest.mark.skipif(not RECORDED.exists(), reason="the real routing data is not beside this checkout")
 def test_the_real_routes_of_mixtral(tmp_path: Path) -> None:
-    header, lines = import_trace(REAL, "vllm-jsonl", MIXTRAL, DRAFT, Rates(0.97, 0.889, 0.85), seed=1)
+    header, lines = import_trace(RECORDED, "vllm-jsonl", MIXTRAL, DRAFT, Rates(0.97, 0.889, 0.85), seed=1)
     assert (header.tokens, header.empty_cells) == (338, 37)
     assert header.tokens * MIXTRAL.layers == 10_816
     path = tmp_path / "mixtral.jsonl.gz"
@@ -254,7 +254,7 @@ def test_the_real_routes_of_mixtral(tmp_path: Path) -> None:
     assert gate.first_rank_accuracy == pytest.approx(0.85, abs=0.01)
     assert draft.coverage == 1.0
     assert gate.coverage == pytest.approx(31 / 32, abs=0.001)
-    with open(REAL) as stream:
+    with open(RECORDED) as stream:
         rows = [json.loads(line) for line in stream]
     by_place = {(row["problem_id"], row["token_idx"], row["layer"]): tuple(row["experts"]) for row in rows}
     for line in lines:

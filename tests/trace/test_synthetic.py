@@ -23,9 +23,9 @@ from spmoe.trace.synthetic_statistics import (
     measure_statistics,
     mixtral_statistics,
 )
+from tests.paths import ROOT, TRACES
 
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "traces" / "mixtral.jsonl"
+SHIPPED = TRACES / "mixtral.jsonl"
 POINTS = 2.0  # of hit rate: how far synthetic routing may be from real routing
 
 

@@ -20,10 +20,10 @@ from spmoe.trace.synthetic import RATES_FROM, main
 from spmoe.trace.synthetic_models import RoutingFigures, load_figures, model_statistics
 from spmoe.trace.synthetic_routing import SyntheticRouting
 from spmoe.trace.synthetic_statistics import measure_statistics, mixtral_statistics
+from tests.paths import ROOT, TRACES
 
-ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ROOT / "spmoe" / "trace" / "synthetic_models.json"
-SHIPPED = ROOT / "traces" / "deepseek-v2-lite.jsonl"
+SHIPPED = TRACES / "deepseek-v2-lite.jsonl"
 POINTS = 3.5  # of percent: how far synthetic routing may be from published figures
 GLOBAL_POINTS = 1.0  # the same for the figure that DeepSeek-V2-Lite is calibrated to
 FITTED = ("lru/", "min/", "global-lru/", "reuse")
@@ -171,7 +171,7 @@ def test_the_committed_table_of_models(committed: dict[str, dict[str, dict[str, 
 
 
 def test_the_table_in_the_readme(committed: dict[str, dict[str, dict[str, float]]]) -> None:
-    assert calibration.model_table(committed) in (ROOT / "traces" / "README.md").read_text(encoding="utf-8")
+    assert calibration.model_table(committed) in (TRACES / "README.md").read_text(encoding="utf-8")
 
 
 def test_deepseek_hits_as_often_as_published() -> None:

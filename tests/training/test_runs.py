@@ -19,6 +19,7 @@ from safetensors import safe_open
 from benchmarks.pages.prediction import PAGE, embedded, of_pair
 from engine.checkpoints.checksums import check_sums
 from spmoe.errors import InputError
+from tests.paths import ROOT
 from training.card import card
 from training.corpus import Corpus
 from training.evaluation import evaluate
@@ -105,7 +106,7 @@ def test_a_killed_process_is_gone_on_with_to_the_same_bytes(
     whole: Path, made_up: Path, tmp_path: Path, corpus: Corpus
 ) -> None:
     command = [sys.executable, "-c", KILLED, str(made_up), str(tmp_path)]
-    killed = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
+    killed = subprocess.run(command, cwd=ROOT, check=False)
     assert killed.returncode == -9
     assert not (tmp_path / "target").exists()
     Run(tmp_path, MICRO, corpus).all(unwatched)

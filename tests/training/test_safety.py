@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-FILES = sorted((Path(__file__).parents[2] / "training").rglob("*.py"))
+from tests.paths import ROOT
+
+FILES = sorted((ROOT / "training").rglob("*.py"))
 REFUSED = {"torch.load", "torch.save", "eval", "exec"}
 PICKLES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
@@ -25,9 +27,8 @@ def test_no_pickles(path: Path) -> None:
 
 
 def test_the_engine_and_the_core_do_not_know_the_recipe() -> None:
-    root = Path(__file__).parents[2]
     for package in ("spmoe", "sim", "engine"):
-        for path in (root / package).rglob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             assert "training" not in {
                 (node.module or "").partition(".")[0]
                 for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

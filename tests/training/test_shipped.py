@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TokenLine
+from tests.paths import ROOT, TRACES
 from training.card import LEAST_COST, LEAST_ENTROPY, card
 from training.origin import read_recipe
 from training.recipe import PICO, PICO_32L, Recipe
 
-ROOT = Path(__file__).parents[2]
 PAIR = ROOT / "models" / "pico"
 FIGURES = json.loads((PAIR / "figures.json").read_text(encoding="utf-8"))
 
@@ -40,7 +39,7 @@ def test_it_is_worth_showing() -> None:
 
 @pytest.mark.parametrize(("name", "recipe", "least"), [("pico", PICO, 2000), ("pico-32l", PICO_32L, 1000)])
 def test_its_traces_are_recorded_and_hold_all_that_a_trace_can(name: str, recipe: Recipe, least: int) -> None:
-    trace = TraceFile(ROOT / "traces" / f"{name}.jsonl")
+    trace = TraceFile(TRACES / f"{name}.jsonl")
     header = trace.header
     assert header.source.kind == "recorded" and header.tokens >= least and header.empty_cells == 0
     assert (header.model.layers, header.model.experts, header.model.top_k) == (
