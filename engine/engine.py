@@ -16,12 +16,12 @@ from engine.decoding.detokenizer import TextPieces
 from engine.decoding.recorder import Lines, Recorder
 from engine.decoding.sampler import Sampler
 from engine.decoding.session import Rig, Weights
-from engine.execution.driver import Observer
 from engine.memory.closing import Closing
 from engine.memory.host_store import HostStore
 from engine.memory.slot_buffer import SlotBuffer
 from engine.options import Options
 from engine.plan import Plan, make_plan
+from spmoe.drive.dispatcher import Observer
 from spmoe.errors import InputError
 from spmoe.results.lengths import LengthFold
 from spmoe.results.metrics import Metrics, MetricsFold

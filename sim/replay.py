@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sim.machine.driver import Observer
 from sim.pool import check_jobs, spread
 from sim.runner import Progress, Runner
+from spmoe.drive.dispatcher import Observer
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, check_distinct
 from spmoe.machine.hardware import Hardware

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import repeat
 
-from sim.machine.driver import Driver, Observer, Popularity
+from sim.machine.driver import Driver
+from sim.machine.program import Popularity
+from spmoe.drive.dispatcher import Observer
 from spmoe.policy.oracle.clairvoyant import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.sp_moe.cutoff import Cutoff

@@ -16,9 +16,9 @@ from engine.cli.prompts import Prompt, number_prompts
 from engine.cli.reference import Request, check_comparable, compare
 from engine.cli.report import document, show, summary, trace_of
 from engine.engine import Engine, Piece
-from engine.execution.driver import Observer
 from engine.plan import Plan
 from spmoe.cli import json_output, named_file, printable
+from spmoe.drive.dispatcher import Observer
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, check_distinct
 from spmoe.results.timeline import TimelineWriter

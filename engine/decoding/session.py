@@ -16,13 +16,14 @@ from engine.decoding.target_model import Target
 from engine.execution.clock import Clock, RealClock, VirtualClock
 from engine.execution.coroutine import Aside
 from engine.execution.cpu_worker import HostWorker
-from engine.execution.driver import Driver, Observer
+from engine.execution.driver import Driver
 from engine.memory.closing import Closing
 from engine.memory.host_store import HostStore
 from engine.memory.link import Link
 from engine.memory.slot_buffer import SlotBuffer
 from engine.moe.backend import choose
 from engine.moe.layers import find_moe_layers
+from spmoe.drive.dispatcher import Observer
 from spmoe.machine.cost import CostModel
 from spmoe.policy.oracle.clairvoyant import Future
 from spmoe.scheduler.config import SchedulerConfig

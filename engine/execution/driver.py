@@ -18,6 +18,7 @@ from time import perf_counter_ns
 from typing import Any, Protocol
 
 from engine.execution.clock import Clock, Happening
+from spmoe.drive.dispatcher import Observer
 from spmoe.drive.draft_position import Unread
 from spmoe.drive.step import (
     Accept,
@@ -37,11 +38,8 @@ from spmoe.drive.step import (
     step,
 )
 from spmoe.scheduler.scheduler import Scheduler, TransferFailed
-from spmoe.state.commands import Command, Reply, Submit
+from spmoe.state.commands import Reply, Submit
 from spmoe.state.events import BatchArrived, BatchFailed, Event, HostComputed, LayerReached, RequestBegun
-
-Observer = Callable[[Event, tuple[Command, ...]], None]
-"""Sees every event with the scheduler's answer: metrics, logs and timelines are such."""
 
 Asked = DraftLayers | DraftToken | Shorten | Attention | Accept | Keep
 """Effects that are done when a forward pass gets there, or by who has the passes done."""

@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from engine.execution.driver import Observer
 from engine.memory.slot_buffer import SharedSlots
 from engine.moe.eager import expert_output
 from engine.moe.layers import find_moe_layers
@@ -20,6 +19,7 @@ from engine.profiling.link_bench import LinkTimes, time_link
 from engine.profiling.step_timings import PartTimes
 from engine.profiling.synthetic_trace import exercise
 from engine.profiling.trace_runner import Bench
+from spmoe.drive.dispatcher import Observer
 from spmoe.policy.registry import recipe as find_recipe
 from spmoe.run.setting import resolve_setting
 from spmoe.scheduler.config import SchedulerConfig, configure

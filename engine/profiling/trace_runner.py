@@ -12,9 +12,9 @@ from engine.decoding.forced_routing import Script
 from engine.decoding.session import Rig, Weights
 from engine.decoding.trace_decoder import ForcedDecoder
 from engine.earlier_run import Foreknowledge
-from engine.execution.driver import Observer
 from engine.memory.layout import Layout
 from engine.memory.slot_buffer import SlotBuffer
+from spmoe.drive.dispatcher import Observer
 from spmoe.machine.cost import CostModel
 from spmoe.policy.registry import recipe as find_recipe
 from spmoe.scheduler.config import SchedulerConfig

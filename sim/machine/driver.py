@@ -1,16 +1,16 @@
-"""Interprets the step program in simulated time: effects become SimPy time-outs, submissions go to the link."""
+"""Carries out the step program in simulated time: effects become SimPy time-outs, submissions go to the link."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Final
+from typing import Any
 
 import simpy
 
 from sim.machine.cpu import Cpu, Result
 from sim.machine.link import Arrival, Link
-from sim.machine.passes import Pass, PromptPass, StepPass
-from spmoe.drive.draft_position import Unread
+from sim.machine.program import Popularity, TraceProgram
+from spmoe.drive.dispatcher import Dispatcher, Observer
 from spmoe.drive.step import (
     Accept,
     Attention,
@@ -21,26 +21,14 @@ from spmoe.drive.step import (
     Effect,
     HostCompute,
     Outcome,
-    prefill,
-    step,
+    Shorten,
 )
 from spmoe.machine.cost import CostModel
 from spmoe.policy.parts.runtime import NATIVE, Runtime
 from spmoe.scheduler.scheduler import Scheduler
-from spmoe.state.commands import Command, Reply, Submit
-from spmoe.state.events import BatchArrived, Event, HostComputed, LayerReached, RequestBegun
+from spmoe.state.commands import Command
+from spmoe.state.events import BatchArrived, Event, HostComputed, LayerReached
 from spmoe.trace.windows import Request
-
-Observer = Callable[[Event, tuple[Command, ...]], None]
-"""Sees every event with the scheduler's answer: metrics, logs and timelines are such."""
-
-Popularity = Callable[[int], tuple[int, ...]]
-"""For a request, all keys by how much they are used: by other requests, or over the whole trace."""
-
-
-_DRAFTING: Final = frozenset({DraftLayers, DraftToken})
-_UNSEEING: Final = frozenset({Attention, Accept})
-"""Effects during which a driver that is blind learns of nothing."""
 
 
 class Deadlock(RuntimeError):
@@ -63,52 +51,36 @@ class Driver:
         progress: Callable[[int], None] | None = None,
         runtime: Runtime = NATIVE,
     ) -> None:
-        """`progress` is told the number of tokens that each step puts out."""
-        self._scheduler = scheduler
+        """`progress` is called with the number of tokens that each round puts out."""
         self._cost = cost
-        self._observers = observers
-        self._popularity = popularity
-        self._progress = progress
+        self._runtime = runtime
         self._env = simpy.Environment()
+        self._link = Link(self._env, cost, runtime, self._completed)
+        self._cpu = Cpu(self._env, cost, self._completed)
+        if runtime.prefetch_blocks:
+            observers = (*observers, self._block)
+        self._dispatcher = Dispatcher(scheduler.handle, scheduler.config.experts, self._link.submit, observers)
+        self._trace = TraceProgram(scheduler, cost, popularity, progress)
+        self._program: Generator[Effect, Outcome, None]
+        self._running = True
         self.now = 0
         """Where the program stands, in ns; it may be ahead of the event queue while nothing else can happen."""
-        self._runtime = runtime
-        self._link = Link(self._env, cost, self._runtime, self._happened)
-        self._cpu = Cpu(self._env, cost, self._happened)
-        # Asked with every effect, hence at hand.
-        self._overlap = self._runtime.overlap
-        self._prefetch_blocks = self._runtime.prefetch_blocks
         self._drafting = False
         """Whether the effect under way is one of the draft's."""
-        self._unseeing = _UNSEEING if cost.blind else frozenset[type[Effect]]()
-        self._blind = False
-        """Whether what happens is known only when the effect under way is over."""
-        self._unseen: list[Arrival | Result] = []
-        """What has happened since."""
+        self._unpolled = False
+        """Whether arrivals become known only when the effect under way is over."""
+        self._unknown: list[Arrival | Result] = []
+        """What has arrived since it began."""
         self._waited = False
-        """Whether the driver had to wait in the current layer."""
-        self._debt = 0
-        """What they and results of the CPU have cost the thread that drives the run, and the effect under way was not
-        charged with yet."""
-        self._layer = 0
-        """The layer reached last."""
-        self._pass: Pass
-        self._experts = scheduler.config.experts
-        self._running = True
-        self._landed: list[int] = []
-        """Keys that arrived since the current layer was reached and did not compute yet."""
-        self._results: list[int] = []
-        """Experts of the current layer that the CPU has computed since."""
-        self._on_host: frozenset[int] = frozenset()
-        """Keys of the current layer that the CPU computes; their weights may arrive all the same."""
-        self._for_host: tuple[int, ...] = ()
+        """Whether the verifier had to wait in the current layer."""
+        self._uncharged_ns = 0
+        """What arrivals have cost the thread that drives the run, and the effect under way was not charged with yet."""
+        self._on_cpu_later: tuple[int, ...] = ()
         """Experts that the CPU will compute when the GPU is through."""
         self._awaited: ComputeLanded | None = None
         """The effect that waits for something to land."""
         self._blocked_until = 0
         """Until when experts may not compute."""
-        self._told = scheduler.recipe.told
-        self._feeds_prefill = "future" in scheduler.recipe.needs
 
     def run(self, requests: Iterator[Request]) -> None:
         """Replay them all.
@@ -117,74 +89,69 @@ class Driver:
             InputError: the trace turns out bad while it is read.
             Deadlock: the scheduler never answered a wait.
         """
-        self._program = self._programs(requests)
-        self._carry_out(None)  # The first send of a generator starts it.
+        self._program = self._trace.run(requests, self._dispatcher.dispatch)
+        self._advance(None)  # The first send of a generator starts it.
         self._env.run()
         if self._running:
             raise Deadlock(f"nothing is left to happen at {self.now} ns, and the verifier still waits")
 
-    def _programs(self, requests: Iterator[Request]) -> Generator[Effect, Outcome, None]:
-        """The whole run as one program: prefill and steps of one request after the other."""
-        config = self._scheduler.config
-        speculation = self._scheduler.recipe.speculation
-        gamma = speculation.gamma(config.gamma)
-        beyond = max(0, speculation.lead(config.gamma) - 1)
-        unread, policy = Unread(), self._scheduler.recipe.name
-        for request in requests:
-            unread.request_begun()
-            popular = self._popularity(request.number) if self._popularity else ()
-            self._dispatch(RequestBegun(self.now, request.number, popular))
-            if request.prefill is not None:
-                self._pass = PromptPass(self._cost, request.prefill, policy, self._told)
-                touched = request.prefill.touched if self._feeds_prefill else ()
-                yield from prefill(self._dispatch, self.now, request.prefill.prompt_tokens, config.layers, touched)
-            known = 0
-            while lines := request.lines(gamma + 1 + beyond):
-                this = self._pass = StepPass(
-                    self._cost, lines, gamma, request.position, unread, policy, self._told, known
-                )
-                yield from step(self._dispatch, self.now, this.limit, config.layers, known, this.reach if beyond else 0)
-                known = this.stands
-                request.advance(this.tokens)
-                if self._progress:
-                    self._progress(this.tokens)
-
-    def _carry_out(self, outcome: Outcome | None) -> None:
-        """Resume the program and carry out its effects, until it has to wait for something else to happen."""
-        send = self._program.send
+    def _advance(self, outcome: Outcome | None) -> None:
+        """Resume the program and carry out its effects, until one is over only after something else has happened."""
+        send, carry_out = self._program.send, self._carry_out
         try:
             while True:
-                effect = send(outcome)  # type: ignore[arg-type]
-                if type(effect) is ComputeLanded:
-                    self._drafting = False  # No more, where the draft went on past the window.
-                    outcome = self._compute_landed(effect)
-                elif type(effect) is Compute:
-                    outcome = self._spend(self._pass.experts_ns(effect.experts), None, self._blocked_until)
-                elif type(effect) is HostCompute:
-                    outcome = self._compute_on_host(effect.experts)
-                else:
-                    self._drafting = type(effect) in _DRAFTING
-                    self._blind = type(effect) in self._unseeing
-                    duration, value = self._pass.outcome(effect)
-                    if self._waited and not self._drafting:
-                        duration, self._waited = duration + self._cost.cold_ns(), False
-                    outcome = self._spend(duration, value)
-                    if outcome is not None:
-                        self._blind = False
+                outcome = carry_out(send(outcome))  # type: ignore[arg-type]
                 if outcome is None:
                     return
         except StopIteration:
             self._running = False
 
-    def _spend(self, duration: int, value: Any, earliest: int = 0) -> Outcome | None:
-        """Let an effect take its time; its outcome, or None where that comes later."""
+    def _carry_out(self, effect: Effect) -> Outcome | None:
+        """From effect to outcome; None where the outcome comes later."""
+        this = self._trace.current  # Types compared by identity: this is done some hundred times a round.
+        if type(effect) is ComputeLanded:
+            self._drafting = False  # No more, where the draft went on past the window.
+            return self._compute_landed(effect)
+        if type(effect) is Attention:
+            return self._verify(*this.attention(effect.layer))
+        if type(effect) is Compute:
+            return self._occupy(this.experts_ns(effect.experts), None, self._blocked_until)
+        if type(effect) is DraftLayers:
+            self._drafting = True
+            return self._occupy(*self._trace.round.draft_layers(*effect))
+        if type(effect) is DraftToken:
+            self._drafting = True
+            return self._occupy(*self._trace.round.draft_token(*effect))
+        if type(effect) is HostCompute:
+            return self._compute_on_cpu(effect.experts)
+        if type(effect) is Accept:
+            return self._verify(*this.accept())
+        self._drafting = False
+        if type(effect) is Shorten:
+            self._trace.round.shorten(effect.drafted)
+            return self._occupy(0, None)
+        return self._occupy(0, self._trace.round.stands)
+
+    def _verify(self, duration: int, value: Any) -> Outcome | None:
+        """An effect of the verifier, at whose end a driver that polls learns of what has arrived meanwhile."""
+        self._drafting = False
+        if self._waited:
+            duration, self._waited = duration + self._cost.cold_ns(), False
+        self._unpolled = self._cost.blind
+        outcome = self._occupy(duration, value)
+        if outcome is not None:
+            self._unpolled = False
+        return outcome
+
+    def _occupy(self, duration: int, value: Any, earliest: int = 0) -> Outcome | None:
+        """Let an effect take its time, from `earliest` on; its outcome, or None where that comes later."""
         env, began = self._env, self.now
         if earliest > began:
             began = earliest
-        if not self._overlap and duration:
+        if duration and not self._runtime.overlap:
             began = self._link.reserve(began, duration)
-        end = began + duration + self._debt
-        self._debt = 0
+        end = began + duration + self._uncharged_ns
+        self._uncharged_ns = 0
         if env.peek() > end:
             # Nothing else can happen before the effect is over: no need to trouble the event queue.
             self.now = end
@@ -201,88 +168,69 @@ class Driver:
         self.now = int(self._env.now)
         underway: tuple[int, Any] = done.value  # type: ignore[assignment]
         began, value = underway
-        unseen, self._unseen = self._unseen, []
-        for each in unseen:
-            self._learn(each, self.now)
-        if self._debt:
-            end, self._debt = self.now + self._debt, 0
+        unknown, self._unknown = self._unknown, []
+        for each in unknown:
+            self._deliver(each, self.now)
+        if self._uncharged_ns:
+            end, self._uncharged_ns = self.now + self._uncharged_ns, 0
             self._until(end, began, value)
             return
-        self._blind = False
-        self._carry_out((began, self.now, value))
+        self._unpolled = False
+        self._advance((began, self.now, value))
 
-    def _compute_on_host(self, experts: tuple[int, ...]) -> Outcome:
+    def _compute_on_cpu(self, experts: tuple[int, ...]) -> Outcome:
         """Hand experts to the CPU; where it does not work beside the GPU, it begins later."""
-        self._on_host = frozenset([self._layer * self._experts + expert for expert in experts])
+        self._dispatcher.assign_to_cpu(experts)
         if self._runtime.host_overlap:
-            self._cpu.compute(self._layer, experts, self._pass.tokens_of(experts), self.now)
+            self._hand_over(experts)
         else:
-            self._for_host = experts
+            self._on_cpu_later = experts
         return self.now, self.now, None
+
+    def _hand_over(self, experts: tuple[int, ...]) -> None:
+        self._cpu.compute(self._dispatcher.layer, experts, self._trace.current.tokens_of(experts), self.now)
 
     def _compute_landed(self, effect: ComputeLanded) -> Outcome | None:
         """Compute what has landed, or leave the effect to whatever lands next."""
-        missing = effect.missing
-        if self._landed or self._results:
-            first = effect.layer * self._experts
-            landed = [key - first for key in self._landed if key - first in missing]
-            done = [expert for expert in self._results if expert in missing]
-            if landed or done:
-                self._landed = [key for key in self._landed if key - first not in missing]
-                self._results = [expert for expert in self._results if expert not in missing]
-                self._awaited = None
-                return self._spend(self._pass.experts_ns(landed), (*landed, *done), self._blocked_until)
-        if self._for_host and missing <= set(self._for_host):
-            self._cpu.compute(effect.layer, self._for_host, self._pass.tokens_of(self._for_host), self.now)
-            self._for_host = ()
+        landed, computed = self._dispatcher.take(effect.missing)
+        if landed or computed:
+            self._awaited = None
+            duration = self._trace.current.experts_ns(landed)
+            return self._occupy(duration, (*landed, *computed), self._blocked_until)
+        if self._on_cpu_later and effect.missing <= set(self._on_cpu_later):
+            self._hand_over(self._on_cpu_later)
+            self._on_cpu_later = ()
         self._awaited = effect
         return None
 
-    def _happened(self, what: Arrival | Result) -> None:
-        """Something landed: whoever waits for it goes on."""
-        if self._blind:
-            self._unseen.append(what)
+    def _completed(self, what: Arrival | Result) -> None:
+        """Link or CPU completed something: an effect that waits for it goes on."""
+        if self._unpolled:
+            self._unknown.append(what)
             return
-        known = what.known
         if self._awaited is None:
-            self._learn(what, known)
+            self._deliver(what, what.known)
             return
         self._waited = True
-        self._debt = 0  # What landed before cost time in which nothing could be computed anyway.
-        self._learn(what, known)
-        self.now = known
+        self._uncharged_ns = 0  # What landed before cost time in which nothing could be computed anyway.
+        self._deliver(what, what.known)
+        self.now = what.known
         outcome = self._compute_landed(self._awaited)
         if outcome is not None:
-            self._carry_out(outcome)
+            self._advance(outcome)
 
-    def _learn(self, what: Arrival | Result, now: int) -> None:
-        """The thread that drives the run hears of something that landed, which costs it time."""
+    def _deliver(self, what: Arrival | Result, now: int) -> None:
+        """The thread that drives the run learns of something that landed, which costs it time."""
+        cost = self._cost
         if isinstance(what, Arrival):
-            self._dispatch(BatchArrived(now, what.batch.batch, what.started, what.ended))
-            self._landed += [key for key, _, _ in what.batch.loads if key not in self._on_host]
+            self._dispatcher.deliver(BatchArrived(now, what.batch.batch, what.started, what.ended))
             loads = len(what.batch.loads)
-            cost = self._cost.draft_landing_ns(loads) if self._drafting else self._cost.landing_ns(loads)
+            self._uncharged_ns += cost.draft_landing_ns(loads) if self._drafting else cost.landing_ns(loads)
         else:
-            self._dispatch(HostComputed(now, what.layer, what.expert, what.started, what.ended))
-            self._results.append(what.expert)
-            cost = self._cost.result_ns()
-        self._debt += cost
+            self._dispatcher.deliver(HostComputed(now, what.layer, what.expert, what.started, what.ended))
+            self._uncharged_ns += cost.result_ns()
 
-    def _dispatch(self, event: Event) -> Reply | None:
+    def _block(self, event: Event, _commands: tuple[Command, ...]) -> None:
+        """In a runtime whose prefetches block, a layer's experts wait for those submitted before it was reached."""
         if type(event) is LayerReached:
-            # What arrived before is among the hits, or gone again.
-            self._landed.clear()
-            self._on_host = frozenset()
-            self._layer = event.layer
-            if self._prefetch_blocks:
-                self._blocked_until = self._link.prefetched_at
-        commands = self._scheduler.handle(event)
-        for observe in self._observers:
-            observe(event, commands)
-        reply: Reply | None = None
-        for command in commands:
-            if type(command) is Submit:
-                self._link.submit(command, event.time)
-            else:
-                reply = command  # type: ignore[assignment]
-        return reply
+            self._blocked_until = self._link.prefetched_at

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from spmoe.drive.draft_position import Unread
-from spmoe.drive.step import Accept, Attention, DraftLayers, DraftToken, Effect, Keep, Routed, Shorten
+from spmoe.drive.step import Routed
 from spmoe.machine.cost import CostModel
 from spmoe.policy.parts.gating import thinned
 from spmoe.policy.recipe import Told
@@ -46,10 +46,12 @@ class Pass:
         """How long some experts of the layer whose router spoke last compute, one after the other."""
         return sum(map(self._experts_ns.__getitem__, experts))
 
-    def outcome(self, effect: Effect) -> tuple[int, Any]:
-        """Duration (ns) and value of any effect but computing experts."""
-        if type(effect) is Attention:
-            return self._attention_ns(effect.layer), self._route(effect.layer)
+    def attention(self, layer: int) -> tuple[int, Routed]:
+        """Duration (ns) of attention and router of a layer, and what that routes."""
+        return self._attention_ns(layer), self._route(layer)
+
+    def accept(self) -> tuple[int, int]:
+        """Duration (ns) of choosing what the pass puts out, and how many drafted tokens stand."""
         return self._round_ns, 0
 
     def _attention_ns(self, layer: int) -> int:
@@ -146,30 +148,29 @@ class StepPass(Pass):
         settled = self._round.drafted
         return min(self._seen, self.limit) if settled is None else settled
 
-    def outcome(self, effect: Any) -> tuple[int, Any]:
-        """Duration (ns) and value of any effect but computing experts."""
-        kind = type(effect)  # Compared by identity: this is asked some hundred times a step.
-        if kind is Attention:
-            layer = effect.layer
-            if layer == 0:
-                self._round.drafted = self._drafted
-                self._begin_verification()
-            return self._attention_ns(layer), self._route(layer) if self._told_nothing else self._told_route(layer)
-        if kind is DraftLayers:
-            first, end = effect.first, effect.end
-            forecasts = self._draft_forecasts(effect.token)[first:end]
-            return self._draft_ns(first, end) + self._cost.forecast_ns(end - first), forecasts
-        if kind is DraftToken:
-            duration = self._draft_ns(effect.first_layer, self._cost.geometry.layers)
-            self._seen = effect.token + 1
-            self._read = None
-            return duration, self._round.read(effect.token).draft_prob
-        if kind is Shorten:
-            self._round.drafted = effect.drafted
-            return 0, None
-        if kind is Keep:
-            return 0, self.stands
-        assert kind is Accept
+    def attention(self, layer: int) -> tuple[int, Routed]:
+        if layer == 0:
+            self._round.drafted = self._drafted
+            self._begin_verification()
+        return self._attention_ns(layer), self._route(layer) if self._told_nothing else self._told_route(layer)
+
+    def draft_layers(self, token: int, first: int, end: int) -> tuple[int, tuple[Forecast, ...]]:
+        """Duration (ns) of the draft's layers `first` to `end` (exclusive) on a token, and their forecasts."""
+        forecasts = self._draft_forecasts(token)[first:end]
+        return self._draft_ns(first, end) + self._cost.forecast_ns(end - first), forecasts
+
+    def draft_token(self, token: int, first_layer: int) -> tuple[int, int | None]:
+        """Duration (ns) of the draft from `first_layer` on, and the probability (/65536) of its token, if known."""
+        duration = self._draft_ns(first_layer, self._cost.geometry.layers)
+        self._seen = token + 1
+        self._read = None
+        return duration, self._round.read(token).draft_prob
+
+    def shorten(self, drafted: int) -> None:
+        """The window holds the first `drafted` of the tokens drafted."""
+        self._round.drafted = drafted
+
+    def accept(self) -> tuple[int, int]:
         self._unread.round_ended(self._position + self.tokens + self.stands)
         return self._cost.round_ns(self._drafted + 1), self.tokens - 1
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from sim.machine.driver import Driver, Popularity
+from sim.machine.driver import Driver
+from sim.machine.program import Popularity
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import DraftModel, Geometry
 from spmoe.machine.hardware import load_hardware

@@ -6,19 +6,21 @@ The blob of an expert holds its key, so that a slot shows who is in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
 from engine.execution.clock import VirtualClock
 from engine.execution.cpu_worker import HostWorker
-from engine.execution.driver import Driver, Observer
+from engine.execution.driver import Driver
 from engine.memory.host_store import HostStore
 from engine.memory.layout import Layout
 from engine.memory.link import Link
 from engine.memory.slot_buffer import SlotBuffer
 from sim.machine.passes import Pass, PromptPass, StepPass, Told
+from spmoe.drive.dispatcher import Observer
 from spmoe.drive.draft_position import Unread
-from spmoe.drive.step import Accept, Attention
+from spmoe.drive.step import Accept, Attention, DraftLayers, DraftToken, Effect, Keep, Shorten
 from spmoe.machine.cost import CostModel
 from spmoe.scheduler.scheduler import Scheduler
 from spmoe.trace.windows import Request
@@ -103,7 +105,7 @@ class ScriptedModels:
         while lines := request.lines(gamma + 1 + self._beyond):
             this = StepPass(self._cost, lines, gamma, request.position, unread, policy, self._told, known)
             reach = this.reach if self._beyond else 0
-            driver.step(request.position, this.limit, known, reach, lambda piece: this.outcome(piece)[1])  # noqa: B023
+            driver.step(request.position, this.limit, known, reach, lambda piece: value_of(this, piece))  # noqa: B023
             self._forward(this)
             known = this.stands
             request.advance(this.tokens)
@@ -111,7 +113,7 @@ class ScriptedModels:
     def _forward(self, script: Pass) -> None:
         """Answers what the driver asks for, until the program is over."""
         while (asked := self._driver.asked) is not None:
-            _, value = script.outcome(asked)
+            value = value_of(script, asked)
             if isinstance(asked, Attention):
                 first = asked.layer * self._config.experts
                 kernels = CheckedKernels(first, asked.layer, self._store, self._slots, self._host)
@@ -121,6 +123,23 @@ class ScriptedModels:
                 assert isinstance(next_asked, Attention | Accept)
             else:
                 self._driver.answer(value)
+
+
+def value_of(script: Any, effect: Effect) -> Any:
+    """What comes of an effect."""
+    match effect:
+        case Attention(layer):
+            return script.attention(layer)[1]
+        case DraftLayers():
+            return script.draft_layers(*effect)[1]
+        case DraftToken():
+            return script.draft_token(*effect)[1]
+        case Accept():
+            return script.accept()[1]
+        case Keep():
+            return script.stands
+        case Shorten(drafted):
+            return script.shorten(drafted)
 
 
 def run_scripted(
