@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 from engine.cli.parser import parser
 from spmoe.cli import run_command, start
@@ -87,5 +88,10 @@ def run_verify_log(options: argparse.Namespace) -> None:
     print(f"{options.log}: the same commands for all {verified.events:,} events, under {verified.recipe}")
 
 
-if __name__ == "__main__":
+def run_program() -> NoReturn:
+    """The console script `spmoe-engine`, and `python -m engine`."""
     start(main)
+
+
+if __name__ == "__main__":
+    run_program()

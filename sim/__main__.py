@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sim.cli.forecast_tables import show_forecasts
 from sim.cli.parser import parser
@@ -218,5 +218,10 @@ COMMANDS: Commands = {
 }
 
 
-if __name__ == "__main__":
+def run_program() -> NoReturn:
+    """The console script `spmoe-sim`, and `python -m sim`."""
     start(main)
+
+
+if __name__ == "__main__":
+    run_program()

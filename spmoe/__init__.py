@@ -2,3 +2,7 @@
 
 Pure Python and numpy: no torch, no simpy, no threads, no clock.  `sim` and `engine` interpret its decisions.
 """
+
+from typing import Final
+
+__version__: Final = "0.1.0"

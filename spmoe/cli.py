@@ -10,8 +10,10 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from spmoe import __version__
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, reason
 
@@ -36,6 +38,18 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Never prints the usage, which would bury what is wrong."""
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def program_parser(module: str, description: str) -> OneLineParser:
+    """The parser of the program `python -m MODULE`, which is installed as the console script `spmoe-MODULE`.
+
+    Usage texts name the one of the two that was called.
+    """
+    script = f"spmoe-{module}"
+    prog = script if Path(sys.argv[0]).stem == script else f"python -m {module}"
+    parser = OneLineParser(prog=prog, description=description)
+    parser.add_argument("--version", action="version", version=f"spmoe {__version__}")
+    return parser
 
 
 def file(text: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import math
 
 from engine.options import DTYPES, KERNELS
-from spmoe.cli import OneLineParser, file
+from spmoe.cli import file, program_parser
 from spmoe.machine.hardware import hardware_names
 from spmoe.run.setting import GAMMA, LONGEST
 
@@ -19,9 +19,7 @@ _Group = argparse._ArgumentGroup
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `python -m engine`."""
-    top = OneLineParser(
-        prog="python -m engine", description="Run Mixture-of-Experts models whose experts live in host memory."
-    )
+    top = program_parser("engine", "Run Mixture-of-Experts models whose experts live in host memory.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="generate text, and say what it took"))
     _add_record(commands.add_parser("record", help="record a routing trace from many prompts"))

@@ -6,7 +6,7 @@ import argparse
 from typing import Literal
 
 from sim.plots.chart import X_AXES
-from spmoe.cli import OneLineParser, file
+from spmoe.cli import file, program_parser
 from spmoe.machine.geometry import geometry_names
 from spmoe.machine.hardware import hardware_names
 from spmoe.policy.registry import RECIPES
@@ -15,7 +15,7 @@ from spmoe.trace.importers import IMPORT_FORMATS
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `python -m sim`."""
-    top = OneLineParser(prog="python -m sim", description="Replay expert routing traces on a simulated machine.")
+    top = program_parser("sim", "Replay expert routing traces on a simulated machine.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     policies = commands.add_parser("policies", help="what the policies do, and where they differ from their sources")
