@@ -9,7 +9,7 @@ from spmoe.errors import InputError
 from spmoe.trace.schema import DraftShape, ModelShape, PrefillLine, TokenLine, Trace, TraceInMemory
 
 
-def excerpt(trace: Trace, tokens: int | None, model: ModelShape, draft: DraftShape) -> TraceInMemory:
+def excerpt(trace: Trace, tokens: int | None, model: ModelShape, draft: DraftShape | None) -> TraceInMemory:
     """The first `tokens` token lines of `trace` (None: all), with `model` and `draft` in place of its own.
 
     Raises InputError where the trace has fewer lines, where it is of a model of another shape, and where it does not
