@@ -285,7 +285,7 @@ def parts(said: str) -> tuple[list[str], list[str]]:
 
 
 def test_the_example_in_the_readme_runs(pair: list[str], capsys: Out) -> None:
-    (example,) = section("## Engine", "## Bringing").split("```python\n")[1:]
+    (example,) = section("## Engine", "\n## ").split("```python\n")[1:]
     code = example[: example.index("```")].replace("path/to/target", pair[1]).replace("path/to/draft", pair[3])
     assert pair[1] in code and pair[3] in code
     exec(compile(code, "README.md", "exec"), {})
