@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import strategies as st
-
 from spmoe.state.events import (
     BatchArrived,
     BatchFailed,
@@ -27,20 +25,15 @@ from spmoe.state.events import (
     TokenDrafted,
 )
 
-PROBS = st.integers(0, 65536)
+
+def some_experts(rng: random.Random, experts: int) -> tuple[int, ...]:
+    """Distinct experts of one layer, in any order; maybe none."""
+    return tuple(rng.sample(range(experts), rng.randint(0, experts)))
 
 
-def expert_lists(experts: int, least: int = 0) -> st.SearchStrategy[tuple[int, ...]]:
-    """At least so many distinct experts of one layer, in any order."""
-    return st.permutations(range(experts)).flatmap(
-        lambda order: st.integers(least, experts).map(lambda count: tuple(order[:count]))
-    )
-
-
-def forecasts(experts: int) -> st.SearchStrategy[Forecast]:
+def forecast(rng: random.Random, experts: int) -> Forecast:
     """One token's forecast for one layer."""
-    ranked = st.tuples(st.integers(0, experts - 1), PROBS)
-    return st.lists(ranked, unique_by=lambda pair: pair[0], max_size=experts).map(tuple)
+    return tuple((expert, rng.randint(0, 65536)) for expert in some_experts(rng, experts))
 
 
 def one_of_each(rng: random.Random, time: int, layers: int, experts: int) -> tuple[Event, ...]:
@@ -53,7 +46,7 @@ def one_of_each(rng: random.Random, time: int, layers: int, experts: int) -> tup
         return rng.randint(-1, layers + 1)
 
     time = max(0, time - (rng.random() < 0.2))
-    needed = tuple(rng.sample(range(experts), rng.randint(0, experts)))
+    needed = some_experts(rng, experts)
     return (
         RequestBegun(time, small()),
         PrefillBegun(time, small()),

@@ -1,20 +1,17 @@
 """A legal but otherwise arbitrary driver: arrivals at any moment, failures, any needs and forecasts.
 
-`ContractChecker` holds what must be true of every answer; here the events are chosen.
+`ContractChecker` holds what must be true of every answer; here the events are chosen.  The same driver runs long with
+seeds, which is fast, and short under hypothesis, which finds the shortest sequence of events that fails.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import Phase as Generation
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from spmoe.policy.oracle.clairvoyant import Future
 from spmoe.policy.parts.io_plan import Pace
@@ -28,6 +25,7 @@ from spmoe.state.events import (
     Computed,
     DraftPredicted,
     Event,
+    Forecast,
     GatePredicted,
     HostComputed,
     LayerDone,
@@ -45,43 +43,38 @@ from spmoe.state.keys import Shape
 from spmoe.trace.windows import Request, Window, fixed_windows, requests
 from tests.conformance.cases import make_trace
 from tests.conformance.checker import ContractChecker, Phase
-from tests.scheduler.events import expert_lists, forecasts, one_of_each
+from tests.scheduler.events import forecast, one_of_each, some_experts
+from tests.soak import times
 
 PACE = Pace(load_bytes=10, latency_ns=1, transfer_ns=3, draft_ns=5, layer_ns=2)
 
 
-class SchedulerMachine(RuleBasedStateMachine):
-    """Drives one scheduler; subclasses name the recipe."""
+class ArbitraryDriver:
+    """Drives one scheduler of a recipe; every choice is drawn from `rng`."""
 
-    recipe: str
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries: list[tuple[Event, tuple[Command, ...]]] = []
-
-    @initialize(data=st.data())
-    def set_up(self, data: st.DataObject) -> None:
-        recipe = RECIPES[self.recipe]
-        layers, experts = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 5))
-        top_k = data.draw(st.integers(1, 2))
+    def __init__(self, name: str, rng: random.Random) -> None:
+        self.recipe = recipe = RECIPES[name]
+        self.rng = rng
+        layers, experts, top_k = rng.randint(1, 3), rng.randint(2, 5), rng.randint(1, 2)
         fewest = recipe.placement.least(Shape(layers, experts, top_k))
         self.config = SchedulerConfig(
-            recipe=self.recipe,
+            recipe=name,
             layers=layers,
             experts=experts,
             top_k=top_k,
-            slots=data.draw(st.integers(fewest, max(fewest, layers * experts))),
-            gamma=data.draw(st.integers(0, 3)),
-            cutoff=data.draw(st.integers(0, layers)),
+            slots=rng.randint(fewest, max(fewest, layers * experts)),
+            gamma=rng.randint(0, 3),
+            cutoff=rng.randint(0, layers),
             pace=PACE,
-            depth=data.draw(st.integers(1, 3)),
+            depth=rng.randint(1, 3),
+            chooses=recipe.speculation.chooses and rng.randint(0, 1) == 1,
         )
         # Recipes that know the future only hold what comes true; the others get any needs.
         self.script: Iterator[tuple[Request, Iterator[Window]]] | None = None
         self.windows: Iterator[Window] = iter(())
         self.future: Future | None = None
         if "future" in recipe.needs:
-            trace = make_trace(data.draw(st.integers(0, 2**16)), layers, experts, 1, [4, 1, 7], empty=0.3)
+            trace = make_trace(rng.randint(0, 2**16), layers, experts, 1, [4, 1, 7], empty=0.3)
             self.future = Future(lambda: requests(trace), self.config.gamma)
             self.script = ((one, fixed_windows(one, self.config.gamma)) for one in requests(trace))
         self.prompt: tuple[tuple[int, ...], ...] | None = None
@@ -89,58 +82,85 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.may_gate = False
         self.scheduler = Scheduler(self.config, self.future)
         self.checker = ContractChecker(self.config)
+        self.entries: list[tuple[Event, tuple[Command, ...]]] = []
         self.time = 0
+
+    def run(self, steps: int) -> None:
+        """Takes so many steps, ends the layer that it is in, and replays the run through a fresh scheduler."""
+        for _ in range(steps):
+            self.rng.choice(self.open_moves())()
+        self.finish()
+        fresh = Scheduler(self.config, self.future)
+        for event, commands in self.entries:
+            assert fresh.handle(event) == commands
+
+    def open_moves(self) -> list[Callable[[], None]]:
+        """What may come next."""
+        at = self.checker
+        moves = [self.advance, self.advance, self.illegal]
+        if at.phase is Phase.DRAFTING and at.drafted < at.speculate.gamma:
+            moves.append(self.draft)
+        if at.granted is not None:
+            moves.append(self.draft_past_the_window)
+        if self.may_gate:
+            moves.append(self.predict_gate)
+        if at.ready:
+            moves.append(self.compute_some)
+        if at.submitted:
+            moves += [self.arrive, self.fail]
+        if at.on_host:
+            moves.append(self.compute_on_host)
+        return moves
 
     def send(self, event: Event) -> None:
         commands = self.scheduler.handle(event)
         self.entries.append((event, commands))
         self.checker.observe(event, commands)
 
-    # What the driver is told to do
+    def flip(self) -> bool:
+        return self.rng.randint(0, 1) == 1
 
-    @rule(data=st.data(), times=st.integers(1, 6))
-    def advance(self, data: st.DataObject, times: int) -> None:
+    # The program
+
+    def advance(self) -> None:
         """What comes next in the program, as far as it goes without an arrival."""
-        for _ in range(times):
+        for _ in range(self.rng.randint(1, 6)):
             self.time += 1
             at = self.checker
             if at.layer_complete:
                 self.end_layer()
             elif at.in_layer:
                 if at.granted is not None:
-                    self.draft_past_the_window(data)
+                    self.draft_past_the_window()
                 elif at.waves and at.ready:
                     self.compute(at.ready)
                 elif at.phase is Phase.VERIFY:
                     self.send(LinkAwaited(self.time, at.reached))
                 return
             elif at.phase in (Phase.START, Phase.READY):
-                self.next_step_or_request(data)
+                self.next_step_or_request()
             elif at.phase is Phase.DRAFTING and at.drafted < at.speculate.gamma:
-                self.draft(data)
+                self.draft()
             elif at.pass_done:
-                self.end_pass(data)
+                self.end_pass()
             else:
-                self.reach_layer(data)
+                self.reach_layer()
 
-    def next_step_or_request(self, data: st.DataObject) -> None:
+    def next_step_or_request(self) -> None:
         self.window = next(self.windows, None)
-        if self.checker.phase is Phase.READY and (self.window or (self.script is None and data.draw(st.booleans()))):
-            limit = len(self.window.inputs) - 1 if self.window else data.draw(st.integers(0, self.config.gamma))
+        if self.checker.phase is Phase.READY and (self.window or (self.script is None and self.flip())):
+            limit = len(self.window.inputs) - 1 if self.window else self.rng.randint(0, self.config.gamma)
             self.send(StepBegun(self.time, limit))
         else:
-            self.begin_request(data)
+            self.begin_request()
 
-    def begin_request(self, data: st.DataObject) -> None:
+    def begin_request(self) -> None:
         keys = range(self.config.layers * self.config.experts)
         if self.script is None:
-            popular = (
-                data.draw(st.permutations(keys)) if RECIPES[self.recipe].needs & {"popularity", "hindsight"} else ()
-            )
-            self.send(RequestBegun(self.time, 0, tuple(popular)))
-            if data.draw(st.booleans()):
-                cells = expert_lists(self.config.experts)
-                self.prompt = tuple(data.draw(cells) for _ in range(self.config.layers))
+            ranks = bool(self.recipe.needs & {"popularity", "hindsight"})
+            self.send(RequestBegun(self.time, 0, tuple(self.rng.sample(keys, len(keys))) if ranks else ()))
+            if self.flip():
+                self.prompt = tuple(some_experts(self.rng, self.config.experts) for _ in range(self.config.layers))
         elif (scripted := next(self.script, None)) is not None:
             request, self.windows = scripted
             self.send(RequestBegun(self.time, request.number))
@@ -148,57 +168,48 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.prompt is not None:
             self.send(PrefillBegun(self.time, 3, self.prompt if self.script is not None else ()))
 
-    @precondition(
-        lambda self: self.checker.phase is Phase.DRAFTING and self.checker.drafted < self.checker.speculate.gamma
-    )
-    @rule(data=st.data())
-    def draft(self, data: st.DataObject) -> None:
+    def draft(self) -> None:
         at = self.checker
         _, layers, group = at.speculate
         if at.predicted < layers:
-            due = range(at.predicted, min(at.predicted + group, layers))
-            said = tuple(data.draw(forecasts(self.config.experts)) for _ in due)
-            self.send(DraftPredicted(self.time, at.drafted, at.predicted, said))
+            due = min(group, layers - at.predicted)
+            self.send(DraftPredicted(self.time, at.drafted, at.predicted, self.forecasts(due)))
         else:
-            self.send(TokenDrafted(self.time, at.drafted, data.draw(st.none() | st.just(99))))
+            self.send(TokenDrafted(self.time, at.drafted, 99 if self.flip() else None))
 
-    @precondition(lambda self: self.checker.granted is not None)
-    @rule(data=st.data())
-    def draft_past_the_window(self, data: st.DataObject) -> None:
+    def draft_past_the_window(self) -> None:
         granted = self.checker.granted
         assert granted is not None
         if granted.first < granted.until:
-            said = tuple(data.draw(forecasts(self.config.experts)) for _ in range(granted.first, granted.until))
-            self.send(DraftPredicted(self.time, granted.token, granted.first, said))
+            due = granted.until - granted.first
+            self.send(DraftPredicted(self.time, granted.token, granted.first, self.forecasts(due)))
         else:
             self.send(TokenDrafted(self.time, granted.token, 99))
 
-    def reach_layer(self, data: st.DataObject) -> None:
+    def forecasts(self, count: int) -> tuple[Forecast, ...]:
+        return tuple(forecast(self.rng, self.config.experts) for _ in range(count))
+
+    def reach_layer(self) -> None:
         layer = self.checker.reached + 1
         if self.prompt is not None:
             needed = self.prompt[layer]
         elif self.window is not None:
             needed = self.window.routing()[layer].experts
         else:
-            needed = data.draw(expert_lists(self.config.experts))
-        tokens = tuple(data.draw(st.integers(1, 9)) for _ in needed)
-        gates = (data.draw(forecasts(self.config.experts)),) if "gates" in RECIPES[self.recipe].needs else ()
-        self.send(LayerReached(self.time, layer, needed, tokens, gates))
+            needed = some_experts(self.rng, self.config.experts)
+        tokens = tuple(self.rng.randint(1, 9) for _ in needed)
+        self.send(LayerReached(self.time, layer, needed, tokens, self.forecasts("gates" in self.recipe.needs)))
         self.may_gate = layer + 1 < self.config.layers
 
-    @precondition(lambda self: self.may_gate)
-    @rule(data=st.data())
-    def predict_gate(self, data: st.DataObject) -> None:
-        window = tuple(data.draw(forecasts(self.config.experts)) for _ in range(self.checker.speculate.gamma + 1))
+    def predict_gate(self) -> None:
+        window = self.forecasts(self.checker.speculate.gamma + 1)
         self.send(GatePredicted(self.time, self.checker.reached + 1, window))
         self.may_gate = False
 
-    @precondition(lambda self: self.checker.ready)
-    @rule(data=st.data())
-    def compute_some(self, data: st.DataObject) -> None:
+    def compute_some(self) -> None:
         """Allowed in any layer, owed in one that runs in waves."""
         ready = self.checker.ready
-        self.compute(ready if len(ready) == 1 else data.draw(st.lists(st.sampled_from(ready), min_size=1, unique=True)))
+        self.compute(self.rng.sample(ready, self.rng.randint(1, len(ready))))
 
     def compute(self, experts: Sequence[int]) -> None:
         self.send(Computed(self.time, self.checker.reached, tuple(experts)))
@@ -209,56 +220,48 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.send(LayerDone(self.time, self.checker.reached, ()))
         self.may_gate = False
 
-    def end_pass(self, data: st.DataObject) -> None:
+    def end_pass(self) -> None:
         if self.prompt is not None:
             self.prompt = None
             self.send(PrefillEnded(self.time))
         else:
-            if self.checker.lead > 1 and data.draw(st.booleans()):
-                self.send(LeadStands(self.time, data.draw(st.integers(1, self.checker.lead - 1))))
-            accepted = self.window.accepted if self.window else data.draw(st.integers(0, self.checker.speculate.gamma))
+            if self.checker.lead > 1 and self.flip():
+                self.send(LeadStands(self.time, self.rng.randint(1, self.checker.lead - 1)))
+            accepted = self.window.accepted if self.window else self.rng.randint(0, self.checker.speculate.gamma)
             self.send(StepEnded(self.time, accepted))
 
     # What comes from outside, at any moment
 
-    @precondition(lambda self: self.checker.submitted)
-    @rule(passed=st.integers(0, 9))
-    def arrive(self, passed: int) -> None:
+    def arrive(self) -> None:
         """A driver may learn of it some time after it ended."""
+        passed = self.rng.randint(0, 9)
         self.time += passed
         started, ended = self.time - passed // 2, self.time - passed // 3
         self.send(BatchArrived(self.time, next(iter(self.checker.submitted)), started, ended))
 
-    @precondition(lambda self: self.checker.submitted)
-    @rule(which=st.integers(0, 2))
-    def fail(self, which: int) -> None:
-        batch = next(islice(self.checker.submitted, which % len(self.checker.submitted), None))
+    def fail(self) -> None:
+        batch = self.rng.choice(list(self.checker.submitted))
         if self.checker.submitted[batch].attempt == 1:
             self.send(BatchFailed(self.time, batch))
 
-    @precondition(lambda self: self.checker.on_host)
-    @rule(which=st.integers(0, 9), passed=st.integers(0, 9))
-    def compute_on_host(self, which: int, passed: int) -> None:
+    def compute_on_host(self) -> None:
         """The CPU may be done with any of its experts."""
-        waiting = sorted(self.checker.on_host)
+        passed = self.rng.randint(0, 9)
         self.time += passed
-        expert = waiting[which % len(waiting)] % self.config.experts
+        expert = self.rng.choice(sorted(self.checker.on_host)) % self.config.experts
         self.send(HostComputed(self.time, self.checker.reached, expert, self.time - min(passed, 1), self.time))
 
-    @rule(seed=st.integers(0, 2**16))
-    def illegal(self, seed: int) -> None:
-        """What the contract does not allow raises, and leaves nothing behind (the replay below would differ)."""
-        rng = random.Random(seed)
-        for event in one_of_each(rng, self.time, self.config.layers, self.config.experts):
+    def illegal(self) -> None:
+        """What the contract does not allow raises, and leaves nothing behind (the replay would differ)."""
+        for event in one_of_each(self.rng, self.time, self.config.layers, self.config.experts):
             if not self.checker.allows(event):
                 with pytest.raises((IllegalEvent, TransferFailed)):
                     self.scheduler.handle(event)
 
-    def teardown(self) -> None:
-        if not self.entries:
-            return
+    def finish(self) -> None:
+        """As long as batches arrive, the layer ends."""
         at = self.checker
-        while at.in_layer:  # As long as batches arrive, the layer ends.
+        while at.in_layer:
             if at.layer_complete:
                 self.end_layer()
             elif at.granted is not None and at.granted.first < at.granted.until:
@@ -269,31 +272,24 @@ class SchedulerMachine(RuleBasedStateMachine):
             elif at.waves and at.ready:
                 self.compute(at.ready)
             elif at.on_host:
-                self.compute_on_host(0, 0)
+                self.compute_on_host()
             else:
-                self.arrive(1)
+                self.arrive()
         while at.submitted:
-            self.arrive(1)
-        fresh = Scheduler(self.config, self.future)
-        for event, commands in self.entries:
-            assert fresh.handle(event) == commands
-
-
-def machine(name: str) -> Any:
-    """The state machine of a recipe, as a test case."""
-    kind: Any = type("Machine", (SchedulerMachine,), {"recipe": name})
-    case = kind.TestCase
-    # Without shrinking: it takes minutes here, and runs are short enough to read.
-    case.settings = settings(
-        max_examples=60,
-        stateful_step_count=80,
-        deadline=None,
-        phases=[Generation.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    return case
+            self.arrive()
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_any_legal_driver(name: str) -> None:
-    machine(name)("runTest").runTest()
+    for number in range(times(30)):
+        try:
+            ArbitraryDriver(name, random.Random(f"{name} {number}")).run(80)
+        except Exception as error:
+            error.add_note(f"in run {number}")
+            raise
+
+
+@settings(max_examples=times(100), deadline=None)
+@given(st.sampled_from(list(RECIPES)), st.randoms(use_true_random=False), st.integers(1, 40))
+def test_any_legal_driver_in_short(name: str, rng: random.Random, steps: int) -> None:
+    ArbitraryDriver(name, rng).run(steps)

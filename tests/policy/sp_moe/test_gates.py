@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spmoe.policy.sp_moe.gates import select
-from tests.scheduler.events import forecasts
+from tests.scheduler.events import forecast
 
-WINDOWS = st.lists(forecasts(6), max_size=5)
+WINDOWS = st.lists(st.randoms(use_true_random=False).map(lambda rng: forecast(rng, 6)), max_size=5)
 
 
 def test_by_hand() -> None:
