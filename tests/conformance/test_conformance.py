@@ -19,8 +19,11 @@ from spmoe.trace.schema import PrefillLine, TokenLine
 from tests.conformance.cases import Case, cases, named_cases
 from tests.conformance.checker import ContractChecker
 from tests.conformance.drivers import Drive, Recording, execute, simulate, with_room
+from tests.soak import times
 
 CASES = dict(named_cases())
+SAMPLES = {name: random.Random(name).sample(sorted(CASES), 3) for name in RECIPES}
+"""The cases that every run of the suite tries with a recipe; a soak tries all."""
 CHOOSING = [recipe for recipe in RECIPES.values() if recipe.speculation.chooses]
 
 
@@ -53,9 +56,16 @@ def check_budget(recipe: Recipe, recording: Recording, case: Case) -> None:
     assert not any(left.values())
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_keeps_the_contract(driver: Drive, recipe: Recipe, name: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        pytest.param(policy, name, marks=() if name in sample else pytest.mark.slow)
+        for policy, sample in SAMPLES.items()
+        for name in CASES
+    ],
+)
+def test_keeps_the_contract(driver: Drive, policy: str, name: str) -> None:
+    recipe = RECIPES[policy]
     case = with_room(recipe, CASES[name])
     recording = driver(recipe, case)
     check(recording)
@@ -65,7 +75,7 @@ def test_keeps_the_contract(driver: Drive, recipe: Recipe, name: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_keeps_the_contract_on_random_traces(driver: Drive, recipe: Recipe) -> None:
     # The engine has threads to wait for, and is compared with the simulator besides.
-    @settings(max_examples=60 if driver is simulate else 5, deadline=None)
+    @settings(max_examples=times(20, soaked=60) if driver is simulate else times(3, soaked=5), deadline=None)
     @given(case=cases())
     def keeps_the_contract(case: Case) -> None:
         case = with_room(recipe, case)
@@ -76,7 +86,7 @@ def test_keeps_the_contract_on_random_traces(driver: Drive, recipe: Recipe) -> N
     keeps_the_contract()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=times(40), deadline=None)
 @given(recipe=st.sampled_from(list(RECIPES.values())), case=cases())
 def test_a_run_can_be_repeated_from_its_events(driver: Drive, recipe: Recipe, case: Case) -> None:
     case = with_room(recipe, case)
@@ -99,11 +109,11 @@ def check_same(recipe: Recipe, case: Case) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_both_drivers_do_the_same(recipe: Recipe) -> None:
-    for name in random.Random(recipe.name).sample(sorted(CASES), 3):
+    for name in SAMPLES[recipe.name]:
         check_same(recipe, CASES[name])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=times(60, soaked=150), deadline=None)
 @given(recipe=st.sampled_from(list(RECIPES.values())), case=cases())
 def test_both_drivers_do_the_same_on_random_traces(recipe: Recipe, case: Case) -> None:
     check_same(recipe, case)

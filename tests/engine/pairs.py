@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +24,7 @@ from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.writer import write_trace
 from tests.engine.tiny import FAMILIES, eager_model, tiny_config, tiny_model, tokens
-
-SOAK: Final = int(os.environ.get("SPMOE_SOAK", "1"))
-"""How many times as many cases as usual; `make soak` sets it."""
+from tests.soak import times
 
 LOSSLESS: Final = tuple(recipe for recipe in RECIPES.values() if recipe.lossless)
 DRAFTS: Final = ("none", "random", "noisy", "itself")
@@ -90,7 +87,7 @@ def draw_cases(recipes: Sequence[Recipe], each: int, seed: int, drafts: Sequence
         rng.shuffle(cards)
         return cards[:count]
 
-    choices = (tuple(FAMILIES), range(4 * SOAK), drafts, range(1, 9), _ROOM, _PROMPTS, _NEW, (True, False))
+    choices = (tuple(FAMILIES), range(times(4)), drafts, range(1, 9), _ROOM, _PROMPTS, _NEW, (True, False))
     found = []
     for number, chosen in enumerate(zip(*map(deck, choices), strict=True)):
         case = Case(recipes[number // each], *chosen)

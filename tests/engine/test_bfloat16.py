@@ -16,13 +16,14 @@ torch = pytest.importorskip("torch", reason="the engine needs torch")
 pytest.importorskip("transformers", reason="the engine needs transformers")
 
 from spmoe.policy.registry import RECIPES
-from tests.engine.pairs import SOAK, Case, Pairs, prompt_of
+from tests.engine.pairs import Case, Pairs, prompt_of
 from tests.engine.tiny import FAMILIES
+from tests.soak import times
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
 NEW = 32
-RUNS = [(family, seed) for family in FAMILIES for seed in range(SOAK)]
+RUNS = [(family, seed) for family in FAMILIES for seed in range(times(1))]
 
 
 @pytest.fixture(scope="module")

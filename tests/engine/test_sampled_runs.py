@@ -20,8 +20,9 @@ from engine.decoding.sampler import Sampler, Verdict
 from engine.engine import Engine
 from spmoe.policy.registry import RECIPES
 from tests.engine.decoding.test_sampler import chi_square
-from tests.engine.pairs import SOAK, Case, Pairs, prompt_of
+from tests.engine.pairs import Case, Pairs, prompt_of
 from tests.engine.runs import FAST
+from tests.soak import times
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -30,7 +31,7 @@ NEW = 5
 """The first token comes from the prompt's pass, the others from rounds with two drafted tokens, or fewer at the end."""
 SMALL = {"vocab_size": IDS, "num_hidden_layers": 1}
 PROMPT = [3, 4]
-ROUNDS = 1000 * SOAK
+ROUNDS = times(400, soaked=1000)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ pytest.importorskip("transformers", reason="the engine needs transformers")
 from engine.engine import Engine
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.schema import PrefillLine, TokenLine
-from tests.engine.pairs import LOSSLESS, SOAK, Case, Pairs, draw_cases, listening, prompt_of
+from tests.engine.pairs import LOSSLESS, Case, Pairs, draw_cases, listening, prompt_of
 from tests.engine.tiny import FAMILIES, tokens
+from tests.soak import times
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -37,7 +38,7 @@ def test_a_layer_may_need_more_experts_than_there_are_slots(pairs: Pairs, slots:
     ]
     assert len(able) > 10
     crowded = []
-    for case in draw_cases(able, SOAK, seed=slots, drafts=("noisy", "random"))[:: 1 if slots == FEW else 2]:
+    for case in draw_cases(able, times(1), seed=slots, drafts=("noisy", "random"))[:: 1 if slots == FEW else 2]:
         target, prompt = pairs.target(case.family, case.seed), tokens(40, case.seed).tolist()[0]
         with Engine.from_pretrained(
             target,

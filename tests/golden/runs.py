@@ -8,7 +8,6 @@ After a change that is meant to alter decisions or times, look at the difference
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +36,7 @@ FIT = RoutingFit(
     context=1.0,
     memory=0.7,
 )
-SETTINGS = tuple((slots, gamma) for slots in (12, 30) for gamma in (0, 4))
+SETTINGS = {f"{slots} slots, gamma {gamma}": (slots, gamma) for slots in (12, 30) for gamma in (0, 4)}
 REPORTED = (
     "steps",
     "tokens",
@@ -72,17 +71,21 @@ def golden_trace() -> TraceInMemory:
 def counts() -> dict[str, Any]:
     """What `counts.json` should hold: a digest of the trace, then the counts of every policy in every setting."""
     trace = golden_trace()
-    digest = sha256("\n".join(map(line_text, trace)).encode()).hexdigest()
-    return {"trace": digest, "runs": dict(_runs(trace))}
+    return {"trace": digest(trace), "runs": {setting: counts_in(setting, trace) for setting in SETTINGS}}
 
 
-def _runs(trace: TraceInMemory) -> Iterator[tuple[str, dict[str, dict[str, int]]]]:
-    for slots, gamma in SETTINGS:
-        found = replay(trace, "all", "rtx-4090", slots=slots, gamma=gamma, lossy=True)
-        bound = {name: getattr(found.bound, name) for name in ("loads", "link_ns", "compute_ns")}
-        policies = {result.recipe.name: asdict(result.metrics) for result in found.results}
-        reported = {name: {key: one[key] for key in REPORTED} for name, one in policies.items()}
-        yield f"{slots} slots, gamma {gamma}", {"bound": bound, **reported}
+def digest(trace: TraceInMemory) -> str:
+    """Of the trace's lines."""
+    return sha256("\n".join(map(line_text, trace)).encode()).hexdigest()
+
+
+def counts_in(setting: str, trace: TraceInMemory) -> dict[str, dict[str, int]]:
+    """The bound and the counts of every policy in one of `SETTINGS`."""
+    slots, gamma = SETTINGS[setting]
+    found = replay(trace, "all", "rtx-4090", slots=slots, gamma=gamma, lossy=True)
+    bound = {name: getattr(found.bound, name) for name in ("loads", "link_ns", "compute_ns")}
+    policies = {result.recipe.name: asdict(result.metrics) for result in found.results}
+    return {"bound": bound, **{name: {key: one[key] for key in REPORTED} for name, one in policies.items()}}
 
 
 def text(document: dict[str, Any]) -> str:

@@ -281,7 +281,7 @@ class ArbitraryDriver:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_any_legal_driver(name: str) -> None:
-    for number in range(times(30)):
+    for number in range(times(20, soaked=60)):
         try:
             ArbitraryDriver(name, random.Random(f"{name} {number}")).run(80)
         except Exception as error:

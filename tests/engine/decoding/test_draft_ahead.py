@@ -27,9 +27,10 @@ from spmoe.scheduler.log import LogWriter, verify_log  # noqa: E402
 from spmoe.state.commands import Command, DraftAhead, Verify  # noqa: E402
 from spmoe.state.events import DraftPredicted, Event, LeadStands, LinkAwaited  # noqa: E402
 from tests.conformance.checker import ContractChecker  # noqa: E402
-from tests.engine.pairs import SOAK, Pairs  # noqa: E402
+from tests.engine.pairs import Pairs  # noqa: E402
 from tests.engine.runs import FAST  # noqa: E402
 from tests.engine.tiny import tokens  # noqa: E402
+from tests.soak import times  # noqa: E402
 
 WAITING = replace(FAST, link=replace(FAST.link, bandwidth=3 * 10**6))
 """Its link takes a tiny expert ten times as long as the draft a token: the draft goes on far."""
@@ -109,7 +110,7 @@ def test_every_token_is_that_of_plain_decoding(
 ) -> None:
     target = pairs.target("mixtral")
     with Watched(target, pairs.draft(draft, "mixtral"), WAITING, **LENGTHS[length]) as engine:
-        for prompt in prompts(3 * SOAK):
+        for prompt in prompts(times(3)):
             text = plain(prompt)
             for budget in (1, 2, 5, 23):
                 assert engine.generate(prompt, budget, ignore_eos=True).tokens == text[:budget]
