@@ -212,6 +212,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
 
 
+@pytest.mark.slow
 def test_it_needs_little(tmp_path: Path, bare: dict[str, str]) -> None:
     pytest.importorskip("torch")
     out = tmp_path / "out"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from itertools import takewhile
+from itertools import groupby, islice, takewhile
 
 from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.trace.reader import TraceFile
@@ -21,9 +21,11 @@ def rtx_4090(bandwidth: int) -> Hardware:
 
 
 @cache
-def mixtral_requests(count: int) -> TraceInMemory:
-    """The first `count` requests of the Mixtral trace."""
+def mixtral_requests(count: int, longest: int | None = None) -> TraceInMemory:
+    """The first `count` requests of the Mixtral trace, of each at most the first `longest` tokens (None: all)."""
     whole = TraceFile(MIXTRAL)
-    lines = tuple(takewhile(lambda line: line.request < count, whole))
+    begun = takewhile(lambda line: line.request < count, whole)
+    room = None if longest is None else 1 + longest  # The prompt's line comes first.
+    lines = tuple(line for _, request in groupby(begun, lambda line: line.request) for line in islice(request, room))
     tokens = sum(isinstance(line, TokenLine) for line in lines)
     return TraceInMemory(replace(whole.header, tokens=tokens), lines)

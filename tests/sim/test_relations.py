@@ -13,8 +13,9 @@ from spmoe.results.metrics import Metrics
 from tests.conformance.cases import Case, cases, make_trace
 from tests.conformance.drivers import with_room
 from tests.sim.machines import mixtral_requests, rtx_4090
+from tests.soak import times
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=times(30, soaked=60), deadline=None)
 BITS = st.sampled_from([4.25, 8, 16])
 SPECULATIVE = ("spmoe.paper", "spmoe.per-layer")
 CACHES = ("on-demand.lru", "on-demand.lru-per-layer", "next-gate", *SPECULATIVE)
@@ -58,7 +59,7 @@ def check_all(found: Replay, tokens: int) -> None:
 LOSSLESS = [name for name, recipe in RECIPES.items() if recipe.lossless]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=times(100, soaked=400), deadline=None)
 @given(cases(), BITS, st.sampled_from(LOSSLESS), st.booleans())
 def test_nothing_beats_the_bound_and_all_do_the_same_work(
     case: Case, bits: float, policy: str, cpu_experts: bool
@@ -73,7 +74,7 @@ def test_nothing_beats_the_bound_and_all_do_the_same_work(
 
 @pytest.mark.parametrize(("slots", "gamma", "bits", "bandwidth"), [(64, 0, 16, 24), (128, 4, 4.25, 24), (200, 2, 8, 4)])
 def test_the_same_on_the_mixtral_trace(slots: int, gamma: int, bits: float, bandwidth: int) -> None:
-    trace = mixtral_requests(2)
+    trace = mixtral_requests(2, longest=times(12, soaked=40))
     found = replay(trace, "all", rtx_4090(bandwidth * 10**9), bits=bits, slots=slots, gamma=gamma)
     check_all(found, trace.header.tokens)
     # Not laws, but what the policies are for.  (An oracle that loads as early as it can may lose on a contrived trace.)
@@ -155,7 +156,7 @@ def test_without_drafts_sp_moe_is_plain_decoding(case: Case, bits: float) -> Non
 @pytest.mark.parametrize("gamma", [0, 4])
 def test_more_slots_never_make_lru_load_more_on_the_mixtral_trace(gamma: int) -> None:
     # LRU that touches residents before misses is no stack algorithm in general; on real routing more room helps.
-    trace = mixtral_requests(2)
+    trace = mixtral_requests(2, longest=times(12, soaked=40))
     loads = [
         metrics(replay(trace, "on-demand.lru", slots=slots, gamma=gamma))["on-demand.lru"].loads
         for slots in (32, 96, 160, 224)

@@ -103,6 +103,7 @@ def test_the_shipped_trace_gives_its_column(committed: dict[str, dict[str, float
 # --- the shipped trace
 
 
+@pytest.mark.slow
 def test_the_shipped_trace_is_made_by_its_command(tmp_path: Path) -> None:
     assert main(["--out", str(tmp_path / "again.jsonl")]) == 0
     again, shipped = (tmp_path / "again.jsonl").read_bytes(), SHIPPED.read_bytes()

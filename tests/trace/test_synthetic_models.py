@@ -188,6 +188,7 @@ def test_deepseek_hits_as_often_as_published() -> None:
 # --- the shipped trace
 
 
+@pytest.mark.slow
 def test_the_shipped_trace_is_made_by_its_command(tmp_path: Path) -> None:
     again = tmp_path / "again.jsonl"
     assert main(["--model", "deepseek-v2-lite", "--tokens", "1020", "--out", str(again)]) == 0
