@@ -13,7 +13,7 @@ from typing import NoReturn
 from engine.cli.parser import parser
 from spmoe.cli import run_command, start
 from spmoe.errors import InputError
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.log import verify_log
 from spmoe.trace.reader import TraceFile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from spmoe.errors import InputError
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.state.keys import Shape
 from spmoe.trace.popularity import Uses, count_uses, most_needed

@@ -14,7 +14,6 @@ from spmoe.drive.dispatcher import Observer
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, check_distinct
 from spmoe.machine.hardware import Hardware
-from spmoe.policy.parts.horizon import CutoffLayer
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe, select
 from spmoe.results.bound import Bound
@@ -202,9 +201,7 @@ class Prepared:
                 )
                 for one in applicable
             ),
-            cutoffs={
-                one.name: outcomes[one.name].config.cutoff for one in applicable if isinstance(one.horizon, CutoffLayer)
-            },
+            cutoffs={one.name: outcomes[one.name].config.cutoff for one in applicable if one.has_cutoff},
             cutoff_choice="analytical" if cutoff is None else "best" if cutoff == "best" else "given",
             skipped=skipped,
             warnings=_warnings(applicable, setting, bounds),
@@ -252,7 +249,7 @@ def run_task(
     """Replay the trace under one policy; `spans` and `log` take its timeline and its decisions."""
     one, runner = recipe(task.policy), Runner(task.trace, task.setting, progress)
     layers = None
-    if isinstance(one.horizon, CutoffLayer):
+    if one.has_cutoff:
         layers = runner.best_cutoff(one) if task.cutoff == "best" else task.cutoff
     config = runner.configure(one, layers)[0]
     observers: list[Observer] = []

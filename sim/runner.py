@@ -9,7 +9,7 @@ from itertools import repeat
 from sim.machine.driver import Driver
 from sim.machine.program import Popularity
 from spmoe.drive.dispatcher import Observer
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.sp_moe.cutoff import Cutoff
 from spmoe.results.bound import Bound, bound

@@ -22,7 +22,7 @@ from engine.profiling.random_models import BlankPair
 from spmoe.errors import InputError
 from spmoe.machine.budget import memory_budget
 from spmoe.machine.units import parse_size
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe
 from spmoe.results.run import TraceIdentity, hardware_of

@@ -11,7 +11,7 @@ from engine.plan import Plan
 from spmoe.cli import printable
 from spmoe.errors import InputError
 from spmoe.policy.oracle.clairvoyant import Unforeseen
-from spmoe.scheduler.scheduler import TransferFailed
+from spmoe.scheduler.loads import TransferFailed
 
 
 def note(text: str) -> None:

@@ -13,7 +13,6 @@ from engine.engine import Engine
 from engine.plan import Plan
 from spmoe.errors import InputError
 from spmoe.machine.units import format_size
-from spmoe.policy.parts.horizon import CutoffLayer
 from spmoe.results.bound import Bound, bound
 from spmoe.results.metrics import Metrics
 from spmoe.results.result import SCHEMA, Result
@@ -134,7 +133,7 @@ def document(engine: Engine, comparison: Comparison | None = None) -> dict[str, 
         bound_ms=own.tpot_ms if own and virtual else None,
         lengths=engine.lengths() if plan.config.chooses else None,
     )
-    cutoff = {plan.recipe.name: plan.config.cutoff} if isinstance(plan.recipe.horizon, CutoffLayer) else {}
+    cutoff = {plan.recipe.name: plan.config.cutoff} if plan.recipe.has_cutoff else {}
     return {
         "schema": SCHEMA,
         "trace": {

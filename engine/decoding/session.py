@@ -25,7 +25,7 @@ from engine.moe.backend import choose
 from engine.moe.layers import find_moe_layers
 from spmoe.drive.dispatcher import Observer
 from spmoe.machine.cost import CostModel
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.scheduler import Scheduler
 
@@ -85,7 +85,7 @@ class Rig(Closing):
             self.draft: Draft | None = None
             self.chain: Chain | None = None
             if weights.draft is not None:
-                predicted, speculation = self.scheduler.forecast.predicted_layers, self.scheduler.recipe.speculation
+                predicted, speculation = self.scheduler.predictor.predicted_layers, self.scheduler.recipe.speculation
                 self.draft = Draft(weights.draft, layers, layer_map, predicted, recorder, script)
                 stack.callback(self.draft.release)
                 aside = Aside(device)

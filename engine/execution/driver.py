@@ -37,7 +37,8 @@ from spmoe.drive.step import (
     prefill,
     step,
 )
-from spmoe.scheduler.scheduler import Scheduler, TransferFailed
+from spmoe.scheduler.loads import TransferFailed
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import Reply, Submit
 from spmoe.state.events import BatchArrived, BatchFailed, Event, HostComputed, LayerReached, RequestBegun
 

@@ -8,7 +8,6 @@ from typing import Any
 from sim.replay import describe_trace
 from sim.runner import Progress, Runner, best
 from spmoe.errors import InputError
-from spmoe.policy.parts.horizon import CutoffLayer
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES, recipe
 from spmoe.policy.sp_moe.cutoff import Cutoff
@@ -92,6 +91,6 @@ def study_cutoff(
     runner = Runner(trace, setting, progress)
     reason = runner.configure(chosen)[1]
     if reason is None:
-        others = ", ".join(name for name, one in RECIPES.items() if isinstance(one.horizon, CutoffLayer))
+        others = ", ".join(name for name, one in RECIPES.items() if one.has_cutoff)
         raise InputError(f"policy {policy}: has no cutoff layer; expected one of {others}")
     return CutoffStudy(describe_trace(trace, summary), setting, chosen, reason, tuple(runner.sweep_cutoff(chosen)))

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from sim.runner import Runner
 from spmoe.errors import InputError
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.policy.registry import recipe
 from spmoe.results.run import Measured, Run, fingerprint, log_path, read_run
 from spmoe.results.timeline import TimelineWriter

@@ -14,8 +14,7 @@ from sim.replay import describe_trace
 from sim.runner import Progress, Runner
 from spmoe.errors import InputError
 from spmoe.files import check_distinct
-from spmoe.policy.oracle.clairvoyant import Future
-from spmoe.policy.parts.horizon import CutoffLayer
+from spmoe.policy.parts.future import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe
 from spmoe.results.lead import LeadFold, LeadTimes, read_lead
@@ -56,7 +55,7 @@ class Timing:
     @property
     def cutoff(self) -> int | None:
         """Leading layers that the draft was asked about; None where the policy has no cutoff layer."""
-        return self.config.cutoff if isinstance(recipe(self.config.recipe).horizon, CutoffLayer) else None
+        return self.config.cutoff if recipe(self.config.recipe).has_cutoff else None
 
     @property
     def resident_steps(self) -> int:
@@ -240,7 +239,7 @@ def _replayed(trace: Trace, setting: Setting, progress: Progress | None) -> dict
 
 
 def _all_layers(one: Recipe, setting: Setting) -> int | None:
-    return setting.geometry.layers if isinstance(one.horizon, CutoffLayer) else None
+    return setting.geometry.layers if one.has_cutoff else None
 
 
 def _logged(trace: Trace, log: Path) -> Timing:

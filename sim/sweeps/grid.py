@@ -17,7 +17,6 @@ from spmoe.errors import InputError
 from spmoe.files import reason
 from spmoe.machine.bits import parse_bits
 from spmoe.machine.hardware import Hardware, load_hardware
-from spmoe.policy.parts.horizon import CutoffLayer
 from spmoe.policy.registry import RECIPES, select
 from spmoe.run.setting import Setting, resolve_setting
 from spmoe.trace.reader import TraceFile
@@ -254,7 +253,7 @@ def _cutoffs(
     policy: str, cutoffs: Sequence[Cutoff] | None, layers: int
 ) -> Iterator[tuple[int | Literal["best"] | None, str | None]]:
     """The cutoffs to run a policy with, and what the rows call them."""
-    if not isinstance(RECIPES[policy].horizon, CutoffLayer):
+    if not RECIPES[policy].has_cutoff:
         yield None, None
         return
     if cutoffs is None:

@@ -5,42 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from spmoe.policy.eviction.least_stale import LeastStale
-from spmoe.policy.eviction.lfu import Lfu
 from spmoe.policy.eviction.lru import Lru
-from spmoe.policy.foresight.deadline import ForesightAhead
-from spmoe.policy.foresight.next_use import Foresight, LatestExpected, RecentUse
-from spmoe.policy.oracle.clairvoyant import Clairvoyant, Farthest
 from spmoe.policy.parts.admission import Admission, Always
+from spmoe.policy.parts.eviction import Eviction
 from spmoe.policy.parts.gating import SensitivityGate
 from spmoe.policy.parts.horizon import Horizon, NextLayer
 from spmoe.policy.parts.io_plan import IOPlan, OneByOne
 from spmoe.policy.parts.miss_action import Fetch, MissAction
-from spmoe.policy.parts.placement import GlobalPool, Placement
+from spmoe.policy.parts.placement import GlobalPool
+from spmoe.policy.parts.predictor import NoPredictor, PredictorPart
 from spmoe.policy.parts.runtime import NATIVE, Runtime
 from spmoe.policy.parts.speculation import FixedGamma, Speculation
-from spmoe.policy.sp_moe.draft_then_gate import DraftThenGate
-from spmoe.policy.sp_moe.gates import DraftGate, NextGate, NoPredictor
-from spmoe.policy.sp_moe.popular import Popular
-from spmoe.policy.systems.finemoe import ExpertMap, MapAware
-from spmoe.policy.systems.moe_infinity import ActivationAware, ActivationMatrix
-from spmoe.policy.systems.moe_spac import Levels, UtilityCounters
-
-Predictor = (
-    NoPredictor
-    | DraftGate
-    | NextGate
-    | DraftThenGate
-    | Popular
-    | ActivationMatrix
-    | ExpertMap
-    | UtilityCounters
-    | RecentUse
-    | Foresight
-    | ForesightAhead
-    | Clairvoyant
-)
-Eviction = Lru | Lfu | LeastStale | ActivationAware | MapAware | Levels | LatestExpected | Farthest
 
 
 class Told(NamedTuple):
@@ -69,8 +44,8 @@ class Recipe:
     summary: str
     source: str
     differs: str = ""
-    placement: Placement = GlobalPool()
-    predictor: Predictor = NoPredictor()
+    placement: GlobalPool = GlobalPool()
+    predictor: PredictorPart = NoPredictor()
     horizon: Horizon = NextLayer()
     admission: Admission = Always()
     eviction: Eviction = Lru()
@@ -82,7 +57,7 @@ class Recipe:
     fallback: str = ""
 
     def __post_init__(self) -> None:
-        if self.placement.buffers and not isinstance(self.io, OneByOne):
+        if self.placement.buffers and self.io.batches:
             raise ValueError(f"{self.name}: prefetch buffers go with loads that travel one by one")
 
     @property
@@ -93,6 +68,11 @@ class Recipe:
         "gates" (their probabilities, where known) and "cpu" (its speed).
         """
         return self.predictor.needs | self.placement.needs | self.miss.needs
+
+    @property
+    def has_cutoff(self) -> bool:
+        """Whether it goes by SP-MoE's cutoff layer."""
+        return self.horizon.has_cutoff
 
     @property
     def told(self) -> Told:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from spmoe.machine.cost import CostModel
-from spmoe.policy.oracle.belady import Min, Requests
+from spmoe.policy.oracle.belady import Min
+from spmoe.policy.parts.future import Requests
 from spmoe.trace.windows import windows
 
 

@@ -12,7 +12,7 @@ from operator import add
 from pathlib import Path
 from typing import NamedTuple
 
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.log import verify_log
 from spmoe.state.commands import Command, Speculate, Submit

@@ -18,7 +18,7 @@ from spmoe.files import reason
 from spmoe.machine.bits import parse_bits
 from spmoe.machine.fields import Fields, parse_fields, read_fields
 from spmoe.machine.hardware import Hardware, read_hardware
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.pace import Pace
 from spmoe.policy.registry import RECIPES
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.trace.schema import DraftShape, ModelShape

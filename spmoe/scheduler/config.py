@@ -9,11 +9,10 @@ from math import ceil
 from spmoe.errors import InputError
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import Geometry
-from spmoe.policy.parts.horizon import CutoffLayer
-from spmoe.policy.parts.io_plan import DEPTH, Pace
+from spmoe.policy.parts.io_plan import DEPTH
+from spmoe.policy.parts.pace import Pace
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.sp_moe.cutoff import Cutoff, analytical_cutoff
-from spmoe.policy.sp_moe.gates import DraftGate
 from spmoe.state.keys import Shape
 
 _MANY = 1024
@@ -122,11 +121,12 @@ def configure(
             expert_ns=max(0, cost.expert_ns(tokens) - cost.result_ns()),
         )
     reason = None
-    if isinstance(recipe.horizon, CutoffLayer) and isinstance(recipe.predictor, DraftGate):
+    critical = recipe.predictor.critical(model.top_k)
+    if recipe.has_cutoff and critical:
         reason = analytical_cutoff(
             model.layers,
             model.experts,
-            recipe.predictor.top_n or model.top_k,
+            critical,
             gamma,
             min(slots, model.keys),
             pace.load_ns,

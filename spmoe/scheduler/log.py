@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
 from spmoe.errors import InputError
-from spmoe.policy.oracle.clairvoyant import Future
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.future import Future
+from spmoe.policy.parts.pace import Pace
 from spmoe.scheduler.config import SchedulerConfig
-from spmoe.scheduler.scheduler import IllegalEvent, Scheduler, TransferFailed
+from spmoe.scheduler.loads import TransferFailed
+from spmoe.scheduler.phase import IllegalEvent
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state import events as event_types
 from spmoe.state.commands import Command, Submit
 from spmoe.state.events import Computed, DraftPredicted, Event, GatePredicted, HostComputed, LayerReached, RequestBegun

@@ -10,7 +10,7 @@ from sim.machine.program import Popularity
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import DraftModel, Geometry
 from spmoe.machine.hardware import load_hardware
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.scheduler.config import SchedulerConfig, configure
 from spmoe.scheduler.scheduler import Scheduler

@@ -18,7 +18,7 @@ from sim.machine.driver import Driver
 from sim.replay import replay
 from sim.runner import Runner
 from spmoe.machine.hardware import Hardware, load_hardware
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.policy.parts.runtime import NATIVE
 from spmoe.scheduler.log import LogWriter
 from spmoe.scheduler.scheduler import Scheduler

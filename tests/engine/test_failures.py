@@ -18,8 +18,8 @@ from engine.memory.copiers import Flight, MemoryCopier, Run  # noqa: E402
 from engine.options import Options  # noqa: E402
 from engine.plan import make_plan  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
+from spmoe.scheduler.loads import TransferFailed  # noqa: E402
 from spmoe.scheduler.log import LogWriter, verify_log  # noqa: E402
-from spmoe.scheduler.scheduler import TransferFailed  # noqa: E402
 from spmoe.state.commands import Command, Submit  # noqa: E402
 from spmoe.state.events import BatchFailed, Event, LayerReached, TokenDrafted  # noqa: E402
 from tests.conformance.checker import ContractChecker  # noqa: E402

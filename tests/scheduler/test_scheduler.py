@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.pace import Pace
 from spmoe.scheduler.config import SchedulerConfig
-from spmoe.scheduler.scheduler import IllegalEvent, Scheduler, TransferFailed
+from spmoe.scheduler.loads import TransferFailed
+from spmoe.scheduler.phase import IllegalEvent
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import LayerPlan, Load, Purpose, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,

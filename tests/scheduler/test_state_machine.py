@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spmoe.policy.oracle.clairvoyant import Future
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.future import Future
+from spmoe.policy.parts.pace import Pace
 from spmoe.policy.registry import RECIPES
 from spmoe.scheduler.config import SchedulerConfig
-from spmoe.scheduler.scheduler import IllegalEvent, Scheduler, TransferFailed
+from spmoe.scheduler.loads import TransferFailed
+from spmoe.scheduler.phase import IllegalEvent
+from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import Command
 from spmoe.state.events import (
     BatchArrived,

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from spmoe.policy.systems.similarity import Ints
+from spmoe.policy.parts.fixed_point import Ints
 
 AWAY: Final = 1 << 61
 """Of those who may not leave: others score less than half of it, in either direction."""

@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from spmoe.policy.eviction.heap_order import RankedOrder, Score
-from spmoe.state.forecast import Forecast
+from spmoe.policy.parts.predictor import Predictor
 from spmoe.state.residency import VictimOrder
 
 
@@ -23,7 +23,7 @@ from spmoe.state.residency import VictimOrder
 class LeastStale:
     """Experts that the current pass has not used leave first; of those, and of the others, who rests longest."""
 
-    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
+    def order(self, pool_of: Sequence[int], predictor: Predictor, experts: int) -> VictimOrder:
         """A fresh record, for layers of `experts` experts."""
         return LeastStaleOrder(pool_of, experts)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from spmoe.policy.eviction.heap_order import RankedOrder, Score
-from spmoe.state.forecast import Forecast
+from spmoe.policy.parts.predictor import Predictor
 from spmoe.state.keys import layer_and_expert
 from spmoe.state.residency import VictimOrder
 
@@ -19,7 +19,7 @@ class Lfu:
     prompt.  That code keeps one cache for all layers.
     """
 
-    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
+    def order(self, pool_of: Sequence[int], predictor: Predictor, experts: int) -> VictimOrder:
         """A fresh record of counts, for layers of `experts` experts."""
         return LfuOrder(pool_of, experts)
 

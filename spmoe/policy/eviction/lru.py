@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
-from spmoe.state.forecast import Forecast
+from spmoe.policy.parts.predictor import Predictor
 from spmoe.state.residency import VictimOrder
 
 
@@ -14,7 +14,7 @@ from spmoe.state.residency import VictimOrder
 class Lru:
     """The least recently used expert of the pool leaves."""
 
-    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
+    def order(self, pool_of: Sequence[int], predictor: Predictor, experts: int) -> VictimOrder:
         """A fresh record of recency, for keys whose pools are given, of a model with `experts` experts per layer."""
         return LruOrder(pool_of)
 

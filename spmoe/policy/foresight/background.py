@@ -11,15 +11,13 @@ as soon as it is reached.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
 
-from spmoe.policy.foresight.idle_link import OneAhead
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.foresight.idle_link import IdleLink
+from spmoe.policy.parts.pace import Pace
 from spmoe.state.events import LayerReached, PrefillBegun, StepBegun
-from spmoe.state.forecast import Wish
 from spmoe.state.keys import Shape
 
 _FAR: Final = np.iinfo(np.int64).min
@@ -27,7 +25,7 @@ _MEMORY: Final = 4
 """Each layer moves the pace by 1/16 of the difference."""
 
 
-class BackgroundLoads(OneAhead):
+class BackgroundLoads(IdleLink):
     """Next uses, and what of them should be fetched while nobody waits for the link."""
 
     def __init__(self, shape: Shape, pace: Pace) -> None:
@@ -39,20 +37,20 @@ class BackgroundLoads(OneAhead):
         self._visit_ns = pace.layer_ns
         """From one layer to the next, lately."""
 
-    def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
+    def prefill_begun(self, event: PrefillBegun) -> None:
         self._next_at = event.time + self._layer_ns
-        return super().prefill_begun(event)
+        super().prefill_begun(event)
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         self._next_at = event.time + gamma * self._draft_ns + self._layer_ns
         super().step_begun(event, gamma)
 
-    def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
+    def layer_reached(self, event: LayerReached) -> None:
         if event.layer:
             self._visit_ns = max(1, self._visit_ns + (event.time - self._reached_at - self._visit_ns >> _MEMORY))
         self._reached_at = event.time
         self._next_at = event.time + self._visit_ns
-        return super().layer_reached(event)
+        super().layer_reached(event)
 
     def _best(self, time: int) -> int | None:
         """Who is needed soonest; in this pass only if it is there in time."""

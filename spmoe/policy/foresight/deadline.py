@@ -15,36 +15,32 @@ whoever comes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from spmoe.policy.foresight.background import BackgroundLoads
-from spmoe.policy.foresight.idle_link import OneAhead
+from spmoe.policy.foresight.idle_link import IdleLink
 from spmoe.policy.foresight.next_use import Foresight
-from spmoe.policy.foresight.use_rates import ONE
-from spmoe.policy.parts.io_plan import Pace
-from spmoe.policy.sp_moe.gates import Scope
-from spmoe.state.forecast import Forecast
+from spmoe.policy.parts.fixed_point import ONE
+from spmoe.policy.parts.future import Future
+from spmoe.policy.parts.pace import Pace
+from spmoe.policy.parts.predictor import Predictor
+from spmoe.policy.parts.scope import Scope
 from spmoe.state.keys import Shape
-
-if TYPE_CHECKING:
-    from spmoe.policy.oracle.clairvoyant import Future
 
 
 @dataclass(frozen=True, slots=True)
 class ForesightAhead(Foresight):
     """As `Foresight`; what it is likely enough to need is fetched ahead, through drafting and verification."""
 
-    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
-        """A forecast fed by `DraftPredicted` and `LayerReached`."""
-        shape = Shape(scope.layers, scope.experts, scope.top_k)
+    def build(self, scope: Scope, future: Future | None) -> Predictor:
+        """A predictor fed by `DraftPredicted` and `LayerReached`."""
         # A link that nobody waits for has other work to do.
         kind = BackgroundLoads if scope.pace.host_ns else WorthwhileLoads
-        forecast = kind(shape, scope.pace)
-        forecast.predicted_layers, forecast.predicted_group = scope.layers, self.group
-        return forecast
+        predictor = kind(scope.shape, scope.pace)
+        predictor.predicted_layers, predictor.predicted_group = scope.layers, self.group
+        return predictor
 
 
-class WorthwhileLoads(OneAhead):
+class WorthwhileLoads(IdleLink):
     """Next uses, and what of them this pass is likely enough to need."""
 
     def __init__(self, shape: Shape, pace: Pace) -> None:

@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from spmoe.policy.foresight.use_rates import ONE, SHIFT, WHOLE, Trust
-from spmoe.policy.systems.similarity import Ints
+from spmoe.policy.foresight.use_rates import Trust
+from spmoe.policy.parts.fixed_point import ONE, SHIFT, WHOLE, Ints
 from spmoe.state.events import Forecast
 from spmoe.state.keys import Shape
 

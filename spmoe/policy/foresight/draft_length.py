@@ -25,9 +25,8 @@ import math
 
 import numpy as np
 
-from spmoe.policy.foresight.use_rates import ONE
-from spmoe.policy.parts.io_plan import Pace
-from spmoe.policy.systems.similarity import Ints
+from spmoe.policy.parts.fixed_point import ONE, Ints
+from spmoe.policy.parts.pace import Pace
 from spmoe.state.keys import Shape
 
 _ALONE = 1 << 10

@@ -12,70 +12,63 @@ layers behind the first visit.  The expert of which that is latest leaves.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spmoe.policy.eviction.array_order import ScoredOrder
 from spmoe.policy.foresight.draft_evidence import Said
-from spmoe.policy.foresight.use_rates import ONE, SHIFT, WHOLE, Trust, UseRates
-from spmoe.policy.sp_moe.gates import Scope
-from spmoe.policy.systems.similarity import Ints
-from spmoe.state.events import DraftPredicted, LayerReached, PrefillBegun, RequestBegun, StepBegun, TokenDrafted
-from spmoe.state.events import Forecast as Prediction
-from spmoe.state.forecast import NOTHING, Forecast, Wish
+from spmoe.policy.foresight.use_rates import Trust, UseRates
+from spmoe.policy.parts.eviction import ByPredictor
+from spmoe.policy.parts.fixed_point import ONE, SHIFT, WHOLE, Ints
+from spmoe.policy.parts.future import Future
+from spmoe.policy.parts.predictor import Predictor, PredictorPart
+from spmoe.policy.parts.scope import Scope
+from spmoe.state.events import (
+    DraftPredicted,
+    Forecast,
+    LayerReached,
+    PrefillBegun,
+    RequestBegun,
+    StepBegun,
+    TokenDrafted,
+)
 from spmoe.state.keys import Shape
 from spmoe.state.residency import VictimOrder
-
-if TYPE_CHECKING:
-    from spmoe.policy.oracle.clairvoyant import Future
 
 _USUAL_WINDOW = 5
 """Tokens of a pass as which a prompt counts, until a step has begun."""
 
 
 @dataclass(frozen=True, slots=True)
-class RecentUse:
+class RecentUse(PredictorPart):
     """How often experts were used lately, and nothing of what the draft may say."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
-        """A forecast fed by `LayerReached`."""
-        return NextUses(Shape(scope.layers, scope.experts, scope.top_k))
+    def build(self, scope: Scope, future: Future | None) -> Predictor:
+        """A predictor fed by `LayerReached`."""
+        return NextUses(scope.shape)
 
 
 @dataclass(frozen=True, slots=True)
-class Foresight:
+class Foresight(PredictorPart):
     """The draft's forecasts of all layers, `group` layers at a time, and how often experts were used lately."""
 
     group: int = 4
     needs: ClassVar[frozenset[str]] = frozenset({"draft"})
 
-    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
-        """A forecast fed by `DraftPredicted` and `LayerReached`."""
-        forecast = NextUses(Shape(scope.layers, scope.experts, scope.top_k))
-        forecast.predicted_layers, forecast.predicted_group = scope.layers, self.group
-        return forecast
+    def build(self, scope: Scope, future: Future | None) -> Predictor:
+        """A predictor fed by `DraftPredicted` and `LayerReached`."""
+        predictor = NextUses(scope.shape)
+        predictor.predicted_layers, predictor.predicted_group = scope.layers, self.group
+        return predictor
 
 
-@dataclass(frozen=True, slots=True)
-class LatestExpected:
-    """The expert whose next use is expected latest leaves."""
-
-    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
-        """An order by the expectations of the forecast; ValueError where it has none."""
-        if not isinstance(forecast, NextUses):
-            raise ValueError("evicting by the expected next use needs a predictor with foresight")
-        return ExpectedOrder(pool_of, forecast)
-
-
-class NextUses(Forecast):
+class NextUses(Predictor):
     """When each expert is expected to be used next.
 
     Time is counted in visits of layers, over `ONE`; the visit of layer l in pass w is w * layers + l.
@@ -93,7 +86,7 @@ class NextUses(Forecast):
         """What the draft says of the layers ahead in this pass."""
         self._past = Said(shape)
         """What it says of the next pass, where it has gone past the window."""
-        self._words: list[list[Prediction]] = []
+        self._words: list[list[Forecast]] = []
         """What the draft has said of all layers, as far as it has come, by tokens from the window's first one on."""
         self._chances: list[int] = []
         """The chances (/`ONE`) that the tokens it proposed stand, each where those before it do."""
@@ -138,13 +131,11 @@ class NextUses(Forecast):
         soonness = self.soonness
         return soonness.item(victim) < soonness.item(key)
 
-    def request_begun(self, event: RequestBegun) -> Iterable[Wish]:
+    def request_begun(self, event: RequestBegun) -> None:
         self._words, self._chances = [], []
-        return NOTHING
 
-    def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
+    def prefill_begun(self, event: PrefillBegun) -> None:
         self._begin(event.tokens)
-        return NOTHING
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         self._begin(0)
@@ -152,7 +143,7 @@ class NextUses(Forecast):
         self._drafted = None
         self._listen()
 
-    def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
+    def draft_predicted(self, event: DraftPredicted) -> None:
         while event.token >= len(self._words):  # Of some tokens it may not have been asked.
             self._words.append([])
         word = self._words[event.token]
@@ -162,7 +153,6 @@ class NextUses(Forecast):
         if news:
             word += news
             self._hear(event.token, layer, news)
-        return NOTHING
 
     def token_drafted(self, event: TokenDrafted, chance: int) -> None:
         self._chances.append(chance)
@@ -173,7 +163,7 @@ class NextUses(Forecast):
         else:
             self._leads = _both(self._leads, chance)
 
-    def settled(self, drafted: int) -> None:
+    def window_closed(self, drafted: int) -> None:
         self._drafted, self._window = drafted, drafted + 1
         self._leads = reduce(_both, self._chances[: self._window], ONE)
         self._stands = list(accumulate(self._chances[self._window :], _both, initial=ONE))
@@ -181,11 +171,11 @@ class NextUses(Forecast):
             self._said.clear()
             self._listen()
 
-    def step_ended(self, stands: int) -> None:
+    def step_ended(self, known: int) -> None:
         for layers in self._past.layers():
             self._expect(layers, self._next_visits)
         self._past.clear()
-        kept = self._window if stands else len(self._words)
+        kept = self._window if known else len(self._words)
         del self._words[:kept], self._chances[:kept]
 
     def _listen(self) -> None:
@@ -193,7 +183,7 @@ class NextUses(Forecast):
         for token, word in enumerate(self._words):
             self._hear(token, 0, word)
 
-    def _hear(self, token: int, layer: int, forecasts: Sequence[Prediction]) -> None:
+    def _hear(self, token: int, layer: int, forecasts: Sequence[Forecast]) -> None:
         """A token has spoken of `layer` and those after it."""
         self._heard = True
         if self._drafted is None or token <= self._drafted:
@@ -204,7 +194,7 @@ class NextUses(Forecast):
             return
         self._past.hear(layer, forecasts, self._stands[token - self._window])
 
-    def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
+    def layer_reached(self, event: LayerReached) -> None:
         layer = self._reached = event.layer
         if self._heard:
             self._heed()
@@ -220,7 +210,6 @@ class NextUses(Forecast):
             self._expect_past(this)
         else:
             self._expect(this, self._next_visits)
-        return NOTHING
 
     def _begin(self, prompt: int) -> None:
         self._visits, self._next_visits = self._next_visits, self._next_visits - self._lap
@@ -269,13 +258,24 @@ def _both(one: int, other: int) -> int:
     return one * other // ONE
 
 
+@dataclass(frozen=True, slots=True)
+class LatestExpected(ByPredictor[NextUses]):
+    """The expert whose next use is expected latest leaves."""
+
+    predictor: ClassVar[type[Predictor]] = NextUses
+
+    def _order(self, pool_of: Sequence[int], predictor: NextUses) -> VictimOrder:
+        """An order by the predictor's expectations."""
+        return ExpectedOrder(pool_of, predictor)
+
+
 class ExpectedOrder(ScoredOrder):
     """Residents by their expected next use; a `VictimOrder`."""
 
-    def __init__(self, pool_of: Sequence[int], forecast: NextUses) -> None:
+    def __init__(self, pool_of: Sequence[int], predictor: NextUses) -> None:
         super().__init__(pool_of)
-        self._forecast = forecast
-        forecast.watch(self)
+        self._predictor = predictor
+        predictor.watch(self)
 
     @property
     def absent(self) -> NDArray[np.bool_]:
@@ -283,9 +283,9 @@ class ExpectedOrder(ScoredOrder):
         return self._absent
 
     def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
-        """The latest expected; for a prefetch only where the forecast agrees."""
-        victim = self._lowest(pool, self._forecast.soonness, resident, pinned)
-        if victim is None or not (demand or self._forecast.worth(key, victim)):
+        """The latest expected; for a prefetch only where the predictor agrees."""
+        victim = self._lowest(pool, self._predictor.soonness, resident, pinned)
+        if victim is None or not (demand or self._predictor.worth(key, victim)):
             return None
         self.forget(victim)
         return victim

@@ -1,6 +1,6 @@
 """How often each expert has been used lately, and how far the draft's word about it can be trusted.
 
-All numbers are integers over `ONE`, moved by shifts and whole divisions, so that every machine gets the same.
+All numbers are integers over `ONE`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spmoe.policy.systems.similarity import Ints
+from spmoe.policy.parts.fixed_point import ONE, Ints
 from spmoe.state.keys import Shape
-
-ONE = 1 << 16
-WHOLE, SHIFT = np.array(ONE), np.array(16)
-"""The same for arrays, and its logarithm: numpy reckons with them in half the time that a plain integer takes it."""
 
 FAST, SLOW = 2, 5
 """The two memories: every pass moves them by 1/4 and 1/32 of the difference."""

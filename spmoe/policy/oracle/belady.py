@@ -8,13 +8,11 @@ next use is there for nothing, and after each layer the keys with the nearest ne
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
-from spmoe.trace.windows import Request, windows
-
-Requests = Callable[[], Iterator[Request]]
-"""Starts a new pass over the requests of a trace."""
+from spmoe.policy.parts.future import Requests
+from spmoe.trace.windows import windows
 
 _NEVER = 0xFFFF
 

@@ -6,7 +6,6 @@ missing and needed soonest into the slot of what is needed farthest away, provid
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from heapq import heapify, heappop, heappush
 from typing import ClassVar
 
 from spmoe.errors import InputError
-from spmoe.policy.oracle.belady import Requests
-from spmoe.policy.sp_moe.gates import Scope
+from spmoe.policy.parts.eviction import ByPredictor
+from spmoe.policy.parts.future import EXPERT, LAST, NO_NEED, Future
+from spmoe.policy.parts.predictor import Predictor, PredictorPart
+from spmoe.policy.parts.scope import Scope
+from spmoe.policy.parts.wanted import WantedSet
 from spmoe.state.events import LayerDone, LayerReached, PrefillBegun, StepBegun
-from spmoe.state.forecast import Forecast, Wish
 from spmoe.state.residency import VictimOrder
-from spmoe.trace.windows import fixed_windows
 
 WINDOWS_AHEAD = 64
 """How far next uses are looked up.  What is not needed within them counts as needed never."""
@@ -29,61 +29,30 @@ QUEUED = 8
 
 FAR = 1 << 62
 
-_EXPERT = 0x7FFF
-_LAST = 0x8000
-_NO_NEED = _EXPERT
-
 
 class Unforeseen(InputError):
     """A run needs what its future does not tell of: it is not the run that the future was read from."""
 
 
-class Future:
-    """The needs of all windows of a trace, in two bytes each: expert ids, visit by visit."""
-
-    def __init__(self, requests: Requests, gamma: int) -> None:
-        """Reads the windows of `gamma` drafted tokens in one pass."""
-        self.words = array("H")
-        for request in requests():
-            for window in fixed_windows(request, gamma):
-                for routing in window.routing():
-                    # A visit that needs nothing (a missing cell) still takes a word.
-                    self.words.extend(routing.experts or (_NO_NEED,))
-                    self.words[-1] |= _LAST
-
-
 @dataclass(frozen=True, slots=True)
-class Clairvoyant:
+class Clairvoyant(PredictorPart):
     """Knows every window to come."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"future"})
 
-    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
-        """A forecast that reads the future; ValueError without one."""
+    def build(self, scope: Scope, future: Future | None) -> Predictor:
+        """A predictor that reads the future; ValueError without one."""
         if future is None:
             raise ValueError("a clairvoyant policy needs the future: the trace of an earlier run")
-        return FutureForecast(scope, future)
+        return FuturePredictor(scope, future)
 
 
-@dataclass(frozen=True, slots=True)
-class Farthest:
-    """Belady's rule: who is needed farthest away leaves; a prefetch only displaces what is needed later than itself."""
-
-    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
-        """The future itself says who leaves; ValueError where the forecast does not know it."""
-        if not isinstance(forecast, FutureForecast):
-            raise ValueError("evicting by the farthest next use needs a clairvoyant predictor")
-        return forecast
-
-
-class FutureForecast(Forecast, VictimOrder):
+class FuturePredictor(WantedSet, VictimOrder):
     """Next uses of all keys, as far as the trace tells."""
 
-    looks_ahead = True
-
     def __init__(self, scope: Scope, future: Future) -> None:
+        super().__init__(scope.experts)
         self._layers = scope.layers
-        self._experts = scope.experts
         self._words = future.words
         self._read = 0
         """Words read so far, and the visits that they belong to."""
@@ -93,30 +62,29 @@ class FutureForecast(Forecast, VictimOrder):
         self._prefill_layers = 0
         self._uses: dict[int, deque[int]] = {}
         """Visits to come that need a key, in order."""
-        self._wanted: list[tuple[int, int]] = []
-        """A heap of (visit, key): uses to come for which nothing was wished yet.  May hold outdated ones."""
+        self._needed: list[tuple[int, int]] = []
+        """A heap of (visit, key): uses to come of keys that are not wanted yet.  May hold outdated ones."""
         self._here: set[int] = set()
-        """Keys on the GPU, on their way, or wished for."""
+        """Keys that are resident, in flight, or wanted."""
         self._leaving: list[tuple[int, int]] = []
         """A heap of (-next use, key): who is needed farthest away.  May hold outdated entries."""
         self._stuck = False
         """No prefetch finds a slot before another layer has computed."""
 
-    def prefill_begun(self, event: PrefillBegun) -> Iterable[Wish]:
+    def prefill_begun(self, event: PrefillBegun) -> None:
         self._prefill_layers = self._layers
         for layer, cell in enumerate(event.touched):
             for expert in cell:
                 key, visit = layer * self._experts + expert, self._visits - self._layers + layer
                 self._uses.setdefault(key, deque()).appendleft(visit)
-                heappush(self._wanted, (visit, key))
+                heappush(self._needed, (visit, key))
                 self._note(key)
         self._stuck = False
-        return ()
 
     def step_begun(self, event: StepBegun, gamma: int) -> None:
         self._read_ahead()
 
-    def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
+    def layer_reached(self, event: LayerReached) -> None:
         if self._prefill_layers:
             visit = self._visits - self._prefill_layers
             self._prefill_layers -= 1
@@ -135,21 +103,20 @@ class FutureForecast(Forecast, VictimOrder):
         if len(self._leaving) > 64 + 4 * len(self._here):
             self._leaving = [(-self._next_use(key), key) for key in self._here]
             heapify(self._leaving)
-        return ()
 
-    def layer_done(self, event: LayerDone) -> Iterable[Wish]:
+    def layer_done(self, event: LayerDone) -> None:
         self._stuck = False
-        return ()
 
-    def top_up(self, time: int, queued: int, submitted: int) -> Iterable[Wish]:
-        wishes: list[Wish] = []
-        while self._wanted and queued + len(wishes) < QUEUED:
-            visit, key = heappop(self._wanted)
+    def look_ahead(self, time: int, waiting: int, submitted: int) -> bool:
+        room = most = QUEUED - waiting
+        while self._needed and room > 0:
+            visit, key = heappop(self._needed)
             if key not in self._here and self._next_use(key) == visit:
                 self._here.add(key)
                 self._note(key)
-                wishes.append((key, visit, 0))
-        return wishes
+                self.want(key, visit, 0)
+                room -= 1
+        return room < most
 
     def touch(self, keys: Iterable[int]) -> None:
         for key in keys:
@@ -160,7 +127,7 @@ class FutureForecast(Forecast, VictimOrder):
     def forget(self, key: int) -> None:
         self._here.discard(key)
         if self._uses.get(key):
-            heappush(self._wanted, (self._next_use(key), key))
+            heappush(self._needed, (self._next_use(key), key))
 
     def evict(self, pool: int, resident: Container[int], pinned: Container[int], key: int, demand: bool) -> int | None:
         if self._stuck and not demand:
@@ -200,15 +167,26 @@ class FutureForecast(Forecast, VictimOrder):
         words, at, visit = self._words, self._read, self._visits_read
         while visit < end and at < len(words):
             word = words[at]
-            expert = word & _EXPERT
-            if expert != _NO_NEED:
+            expert = word & EXPERT
+            if expert != NO_NEED:
                 key = visit % self._layers * self._experts + expert
                 uses = self._uses.setdefault(key, deque())
                 uses.append(visit)
-                heappush(self._wanted, (visit, key))
+                heappush(self._needed, (visit, key))
                 if len(uses) == 1:
                     self._note(key)
-            if word & _LAST:
+            if word & LAST:
                 visit += 1
             at += 1
         self._read, self._visits_read = at, visit
+
+
+@dataclass(frozen=True, slots=True)
+class Farthest(ByPredictor[FuturePredictor]):
+    """Belady's rule: who is needed farthest away leaves; a prefetch only displaces what is needed later than itself."""
+
+    predictor: ClassVar[type[Predictor]] = FuturePredictor
+
+    def _order(self, pool_of: Sequence[int], predictor: FuturePredictor) -> VictimOrder:
+        """The predictor itself: it knows who is needed when."""
+        return predictor

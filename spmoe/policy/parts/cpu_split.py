@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.pace import Pace
 
 
 class Needed(NamedTuple):
@@ -21,7 +21,7 @@ class Needed(NamedTuple):
     those of few tokens.  So fetched are those of many, which are more likely to be needed again."""
 
     host_ns: int
-    expert: int
+    key: int
 
 
 class Late(NamedTuple):
@@ -30,7 +30,7 @@ class Late(NamedTuple):
     minus_arrives_ns: int
     """Minus the time (ns from now) at which it is there."""
     host_ns: int
-    expert: int
+    key: int
 
 
 class Shares(NamedTuple):
@@ -67,7 +67,7 @@ def split(there: Sequence[Needed], absent: Sequence[Needed], late: Sequence[Late
             gpu_ns = max(fetched[left], (left + len(there) - freed) * pace.expert_ns)
             host_ns = pace.handover_ns + lacks_ns + having[freed]
             if (max(gpu_ns, host_ns), taken + freed) < (best.over_ns, len(best.host)):
-                host = [one.expert for ones in (missing[:taken], there[:freed]) for one in ones]
+                host = [one.key for ones in (missing[:taken], there[:freed]) for one in ones]
                 best = Shares(tuple(host), gpu_ns, host_ns)
             if host_ns >= gpu_ns or gpu_ns == fetched[left]:
                 break  # More of them make the CPU later, and the GPU no earlier, or earlier than it has to be.

@@ -141,6 +141,3 @@ class WholeLayers(GlobalPool):
 
     def _staging(self, shape: Shape) -> int:
         return shape.experts if self.staging is None else self.staging
-
-
-Placement = GlobalPool | OneLayer | LayerPools | PopularSet | WholeLayers

@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
+
+
+class Speculation(Protocol):
+    """The part of a recipe that says how many tokens to draft."""
+
+    chooses: ClassVar[bool]
+    """Whether it may decide, round by round, to draft fewer tokens than are configured."""
+    piece: ClassVar[int]
+    """Layers that the draft goes through at a time, past the window."""
+
+    def gamma(self, configured: int) -> int:
+        """The most tokens that are drafted for a window."""
+
+    def lead(self, configured: int) -> int:
+        """The most tokens that the draft reads from the window's last one on; 0 where it never goes past the window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,9 +26,7 @@ class NoSpeculation:
     """Plain decoding, one token at a time, whatever the configured gamma: for systems that know no speculation."""
 
     chooses: ClassVar[bool] = False
-    """Whether it may decide, round by round, to draft fewer tokens than are configured."""
     piece: ClassVar[int] = 1
-    """Layers that the draft goes through at a time, past the window."""
 
     def gamma(self, configured: int) -> int:
         """Never drafts."""
@@ -62,6 +75,3 @@ class WorthDrafting(RunAhead):
     """As `RunAhead`; where no length is given, as many tokens as are worth it (`policy.foresight.draft_length`)."""
 
     chooses: ClassVar[bool] = True
-
-
-Speculation = NoSpeculation | FixedGamma | RunAhead | WorthDrafting

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from spmoe.policy.parts.horizon import NextLayer
-from spmoe.policy.sp_moe.gates import DraftGate, NextGate, Scope
-from spmoe.state.events import DraftPredicted, GatePredicted, StepBegun
-from spmoe.state.forecast import Forecast, Wish
-
-if TYPE_CHECKING:
-    from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
+from spmoe.policy.parts.predictor import Predictor
+from spmoe.policy.parts.scope import Scope
+from spmoe.policy.sp_moe.gates import DraftGate, DraftPredictor, NextGate, next_layer_wants
+from spmoe.state.events import GatePredicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +24,24 @@ class DraftThenGate(DraftGate):
 
     needs: ClassVar[frozenset[str]] = DraftGate.needs | NextGate.needs
 
-    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
-        """A forecast fed by `DraftPredicted` and `GatePredicted`."""
-        gate = NextGate(most=scope.pace.layer_ns // scope.pace.load_ns)
-        return _RefinedForecast(
-            DraftGate.forecast(self, scope, future), gate.forecast(scope._replace(horizon=NextLayer()), future)
-        )
+    def build(self, scope: Scope, future: Future | None) -> Predictor:
+        """A predictor fed by `DraftPredicted` and `GatePredicted`."""
+        return DraftThenGatePredictor(scope, self.critical(scope.top_k), self.group, self.protect)
 
 
-class _RefinedForecast(Forecast):
-    """Hands each event to the forecast that it is for."""
+class DraftThenGatePredictor(DraftPredictor):
+    """Wants what the draft's forecasts name, layer by layer replaced by what the target's do."""
 
-    expires = True
-    refines = True
+    def __init__(self, scope: Scope, top_n: int, group: int, protect: bool) -> None:
+        super().__init__(scope, top_n, group, protect)
+        self._scope = scope
+        self._most = scope.pace.layer_ns // scope.pace.load_ns
 
-    def __init__(self, draft: Forecast, gate: Forecast) -> None:
-        self.protects = draft.protects
-        self.predicted_layers, self.predicted_group = draft.predicted_layers, draft.predicted_group
-        self.most = gate.most
-        self._draft, self._gate = draft, gate
-
-    def step_begun(self, event: StepBegun, gamma: int) -> None:
-        self._draft.step_begun(event, gamma)
-
-    def draft_predicted(self, event: DraftPredicted) -> Iterable[Wish]:
-        return self._draft.draft_predicted(event)
-
-    def gate_predicted(self, event: GatePredicted) -> Iterable[Wish]:
-        return self._gate.gate_predicted(event)
+    def gate_predicted(self, event: GatePredicted) -> None:
+        if not any(event.forecasts):
+            return
+        scope = self._scope
+        self.drop_layer(event.layer)
+        there = self.want_absent(next_layer_wants(event, scope, scope.top_k, self._most, self.cache.resident))
+        if there and self._protect:
+            self.cache.touch(there)

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spmoe.policy.eviction.array_order import AWAY, ScoredOrder
-from spmoe.policy.sp_moe.gates import Scope
-from spmoe.policy.systems.similarity import ONE, Ints, MatrixStore
+from spmoe.policy.parts.eviction import ByPredictor
+from spmoe.policy.parts.fixed_point import Ints
+from spmoe.policy.parts.future import Future
+from spmoe.policy.parts.predictor import Predictor, PredictorPart
+from spmoe.policy.parts.scope import Scope
+from spmoe.policy.parts.wanted import Want, WantedSet
+from spmoe.policy.systems.similarity import ONE, MatrixStore
 from spmoe.state.events import LayerReached
-from spmoe.state.forecast import NOTHING, Forecast, Wish
 from spmoe.state.residency import VictimOrder
-
-if TYPE_CHECKING:
-    from spmoe.policy.oracle.clairvoyant import Future
 
 PROB = 65536
 """A probability of 1."""
@@ -35,7 +36,7 @@ _LATEST = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertMap:
+class ExpertMap(PredictorPart):
     """The map of the earlier iteration with the highest cosine over the layers seen, `distance` d layers ahead.
 
     At layer 0 the best map by its first row gives the wishes for layers 1 to d - 1, at layer l the best by rows 0 to l
@@ -65,40 +66,18 @@ class ExpertMap:
         if self.distance < 1:
             raise ValueError("a map is searched at least one layer ahead")
 
-    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
-        """A forecast fed by the gates of `LayerReached`; the horizon does not bound it."""
-        return MapForecast(scope, min(self.distance, scope.layers), self.band == "rest", self.capacity)
+    def build(self, scope: Scope, future: Future | None) -> Predictor:
+        """A predictor fed by the gates of `LayerReached`; the horizon does not bound it."""
+        return MapPredictor(scope, min(self.distance, scope.layers), self.band == "rest", self.capacity)
 
 
-@dataclass(frozen=True, slots=True)
-class MapAware:
-    """Who leaves is the expert with the lowest p * visits, of equals the one with the lowest key.
-
-    p is its probability in the map searched last that covers its layer, and visits counts its load and its uses since.
-    Both are zero once it has left.  The paper evicts by the highest 1 / (p * visits) (section 4.5); as no gate says
-    exactly 0, such a p counts as 2^-32 (ours), so that visits decide.  With `truncated`, the product is cut to an
-    integer, as in the code (commit 5c58468), where most are then 0 and their order is not specified.  What is wished
-    for stays until its layer is reached or it is no longer wished for: a prefetch never displaces it, a demand load
-    only if nothing else can go (the code overflows its budget then; the paper is silent).
-    """
-
-    truncated: bool = False
-
-    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
-        """An order by the probabilities of the forecast; ValueError where it has none."""
-        if not isinstance(forecast, MapForecast):
-            raise ValueError("eviction by expert maps needs the predictor that searches them")
-        return MapOrder(pool_of, forecast, self.truncated)
-
-
-class MapForecast(Forecast):
+class MapPredictor(WantedSet):
     """Maps of earlier iterations, and what the one that is most similar to this one says of the layers to come."""
-
-    expires = True
 
     def __init__(self, scope: Scope, distance: int, rest: bool, capacity: int) -> None:
         layers, experts = scope.layers, scope.experts
-        self.replaces = rest
+        super().__init__(experts)
+        self._rest = rest
         self.probs = np.zeros(layers * experts, np.int64)
         """Per expert key, its probability (/65536) in the map searched last for its layer."""
         self.wished = np.zeros(layers * experts, np.bool_)
@@ -109,7 +88,8 @@ class MapForecast(Forecast):
         self._map = np.zeros((layers, experts), np.int64)
         """Of the current iteration, rows scaled to sum up to 1."""
 
-    def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
+    def layer_reached(self, event: LayerReached) -> None:
+        super().layer_reached(event)
         layer, store = event.layer, self._store
         layers, experts = self._map.shape
         if layer == 0:
@@ -122,10 +102,10 @@ class MapForecast(Forecast):
                 row[expert] += prob
         row[:] = row * PROB // max(int(row.sum()), 1)
         store.see(layer, row)
-        wishes = self._search(layer) if store.stored else NOTHING
+        if store.stored:
+            self._search(layer)
         if layer == layers - 1:
             self._keep()
-        return wishes
 
     def _keep(self) -> None:
         """Store the map of an iteration that is complete."""
@@ -136,27 +116,31 @@ class MapForecast(Forecast):
             index = int(redundancy.argmax())
         store.put(self._map, index)
 
-    def _search(self, layer: int) -> Iterable[Wish]:
-        """What the most similar map says of the layers that the search of `layer` is for."""
+    def _search(self, layer: int) -> None:
+        """Want what the most similar map names for the layers that the search of `layer` is for."""
         layers, distance = len(self._map), self._distance
         cosines = self._store.cosines()
         best = int(cosines.argmax())
         matched = self._store.matrix(best)
         threshold = max(ONE - int(cosines[best]), 0)
-        if self.replaces:
+        if self._rest:
             later = (layer + 1 + distance, layers)
             if later[0] < layers:
                 self.wished[:] = False  # Else nothing new is wished for, and what was wished for last still holds.
             ranked: list[int] = []
             for first, end in ((0, distance), later) if layer == 0 else (later,):
                 ranked += self._rank_all(matched, layer, first, end, threshold)
-            return [(key, rank, 0) for rank, key in enumerate(ranked)]
+            if ranked:
+                self.clear()
+                self.want_absent([(key, rank, 0) for rank, key in enumerate(ranked)])
+            return
         first, end = 1 if layer == 0 else layer + distance, min(layer + distance + 1, layers)
-        return self._wish_for_few(matched, layer, first, end, threshold)
+        self.want_absent(self._few(matched, layer, first, end, threshold))
 
-    def _wish_for_few(self, matched: Ints, layer: int, first: int, end: int, threshold: int) -> Iterable[Wish]:
+    def _few(self, matched: Ints, layer: int, first: int, end: int, threshold: int) -> list[Want]:
+        """The fewest experts of each layer whose probabilities add up to the threshold, but at least top-k."""
         experts = matched.shape[1]
-        wishes: list[Wish] = []
+        wants: list[Want] = []
         for target in range(first, end):
             row = matched[target]
             ranked = np.argsort(-row, kind="stable")
@@ -168,8 +152,8 @@ class MapForecast(Forecast):
                 prob = int(row[expert])
                 if prob:  # The impossible adds nothing to a sum.
                     self.wished[start + expert] = True
-                    wishes.append((start + expert, _LATEST - prob * PROB // (target - layer), prob))
-        return wishes
+                    wants.append((start + expert, _LATEST - prob * PROB // (target - layer), prob))
+        return wants
 
     def _rank_all(self, matched: Ints, layer: int, first: int, end: int, threshold: int) -> list[int]:
         """Keys of the layers from `first` to before `end` that are yet to come, most wanted first."""
@@ -194,12 +178,32 @@ class MapForecast(Forecast):
         return keys
 
 
-class MapOrder(ScoredOrder):
-    """Probabilities of the forecast times uses; a `VictimOrder`."""
+@dataclass(frozen=True, slots=True)
+class MapAware(ByPredictor[MapPredictor]):
+    """Who leaves is the expert with the lowest p * visits, of equals the one with the lowest key.
 
-    def __init__(self, pool_of: Sequence[int], forecast: MapForecast, truncated: bool) -> None:
+    p is its probability in the map searched last that covers its layer, and visits counts its load and its uses since.
+    Both are zero once it has left.  The paper evicts by the highest 1 / (p * visits) (section 4.5); as no gate says
+    exactly 0, such a p counts as 2^-32 (ours), so that visits decide.  With `truncated`, the product is cut to an
+    integer, as in the code (commit 5c58468), where most are then 0 and their order is not specified.  What is wished
+    for stays until its layer is reached or it is no longer wished for: a prefetch never displaces it, a demand load
+    only if nothing else can go (the code overflows its budget then; the paper is silent).
+    """
+
+    truncated: bool = False
+    predictor: ClassVar[type[Predictor]] = MapPredictor
+
+    def _order(self, pool_of: Sequence[int], predictor: MapPredictor) -> VictimOrder:
+        """An order by the predictor's probabilities."""
+        return MapOrder(pool_of, predictor, self.truncated)
+
+
+class MapOrder(ScoredOrder):
+    """Probabilities of the predictor times uses; a `VictimOrder`."""
+
+    def __init__(self, pool_of: Sequence[int], predictor: MapPredictor, truncated: bool) -> None:
         super().__init__(pool_of)
-        self._forecast = forecast
+        self._predictor = predictor
         self._truncated = truncated
         self._visits = np.zeros(len(pool_of), np.int64)
 
@@ -212,16 +216,16 @@ class MapOrder(ScoredOrder):
 
     def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
         """The lowest score of those not wished for; for a demand load, else of all."""
-        forecast = self._forecast
+        predictor = self._predictor
         if self._truncated:
-            scores = forecast.probs * self._visits // PROB
+            scores = predictor.probs * self._visits // PROB
         else:
-            scores = (forecast.probs * PROB + 1) * self._visits
-        victim = self._lowest(pool, np.where(forecast.wished, AWAY, scores), resident, pinned)
+            scores = (predictor.probs * PROB + 1) * self._visits
+        victim = self._lowest(pool, np.where(predictor.wished, AWAY, scores), resident, pinned)
         if victim is None and demand:
             victim = self._lowest(pool, scores, resident, pinned)
         if victim is not None:
             self.forget(victim)
             self._visits[victim] = 0
-            forecast.probs[victim] = 0
+            predictor.probs[victim] = 0
         return victim

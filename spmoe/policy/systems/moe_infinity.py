@@ -7,28 +7,28 @@ each part says which it follows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from spmoe.policy.eviction.array_order import AWAY, ScoredOrder
-from spmoe.policy.sp_moe.gates import Scope
+from spmoe.policy.parts.eviction import ByPredictor
+from spmoe.policy.parts.future import Future
+from spmoe.policy.parts.predictor import Predictor, PredictorPart
+from spmoe.policy.parts.scope import Scope
+from spmoe.policy.parts.wanted import WantedSet
 from spmoe.policy.systems.similarity import MatrixStore
 from spmoe.state.events import LayerReached, RequestBegun
-from spmoe.state.forecast import NOTHING, Forecast, Wish
 from spmoe.state.residency import VictimOrder
-
-if TYPE_CHECKING:
-    from spmoe.policy.oracle.clairvoyant import Future
 
 ROW = 1 << 32
 """All tokens of a layer: shares of them are integers."""
 
 
 @dataclass(frozen=True, slots=True)
-class ActivationMatrix:
+class ActivationMatrix(PredictorPart):
     """The matrix of token counts, layers x experts, of the finished request most similar to this one.
 
     A layer's wishes are all experts of later layers that the stored request used, in the order of
@@ -49,38 +49,17 @@ class ActivationMatrix:
     """
 
     capacity: int = 1000
-    needs: ClassVar[frozenset[str]] = frozenset()
 
-    def forecast(self, scope: Scope, future: Future | None) -> Forecast:
-        """A forecast fed by `LayerReached`; the horizon does not bound it."""
-        return ActivationForecast(scope.layers, scope.experts, self.capacity)
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationAware:
-    """Who leaves is the expert with the lowest (count + e) / (tokens of its layer) * (1 - layer / layers).
-
-    Algorithm 1 of the paper, with the counts of the matched request; e, which the paper leaves open, is 2^-32 of the
-    tokens, so that experts never used leave from the last layer on.  The layer nearest the input is kept longest: it
-    comes first in the next pass, and prefetches come too late for it.  While no request has finished, the counts of the
-    current one stand in (ours; the paper starts with a full store).  A prefetch displaces only an expert with a lower
-    score than its own (ours; the paper omits how the two meet).
-    """
-
-    def order(self, pool_of: Sequence[int], forecast: Forecast, experts: int) -> VictimOrder:
-        """An order by the scores of the forecast; ValueError where it has none."""
-        if not isinstance(forecast, ActivationForecast):
-            raise ValueError("activation-aware eviction needs the predictor with activation matrices")
-        return ActivationOrder(pool_of, forecast)
+    def build(self, scope: Scope, future: Future | None) -> Predictor:
+        """A predictor fed by `LayerReached`; the horizon does not bound it."""
+        return ActivationPredictor(scope.layers, scope.experts, self.capacity)
 
 
-class ActivationForecast(Forecast):
+class ActivationPredictor(WantedSet):
     """Counts of the current request, those of finished ones, and the one that is most similar."""
 
-    replaces = True
-    expires = True
-
     def __init__(self, layers: int, experts: int, capacity: int) -> None:
+        super().__init__(experts)
         self.scores = np.zeros(layers * experts, np.int64)
         """Per expert key, how much it is worth keeping."""
         self._layers = layers
@@ -95,7 +74,7 @@ class ActivationForecast(Forecast):
         """layers * (1 - layer / layers), per layer."""
         self._worth[:] = self._nearness
 
-    def request_begun(self, event: RequestBegun) -> Iterable[Wish]:
+    def request_begun(self, event: RequestBegun) -> None:
         if self._counts.any():
             store = self._store
             index = store.stored
@@ -107,9 +86,9 @@ class ActivationForecast(Forecast):
             store.put(self._counts, index)
             self._counts[:] = 0
             self._matched = None
-        return NOTHING
 
-    def layer_reached(self, event: LayerReached) -> Iterable[Wish]:
+    def layer_reached(self, event: LayerReached) -> None:
+        super().layer_reached(event)
         layer, counts = event.layer, self._counts[event.layer]
         row = np.zeros_like(counts)
         row[list(event.experts)] = event.tokens
@@ -117,9 +96,9 @@ class ActivationForecast(Forecast):
         if self._store.stored:
             self._store.see(layer, counts)
             self._match()
-            return self._wishes(layer)
+            self._want_later(layer)
+            return
         self._worth[layer] = (counts * ROW // max(int(counts.sum()), 1) + 1) * self._nearness[layer]
-        return NOTHING
 
     def _match(self) -> None:
         best = int(self._store.row_cosine_sums().argmax())
@@ -129,21 +108,42 @@ class ActivationForecast(Forecast):
             self._shares = counts * ROW // np.maximum(counts.sum(axis=1, keepdims=True), 1)
             self._worth[:] = (self._shares + 1) * self._nearness
 
-    def _wishes(self, layer: int) -> Iterable[Wish]:
+    def _want_later(self, layer: int) -> None:
+        """Experts of later layers, in place of those wanted before."""
         later, experts = self._shares[layer + 1 :], self._shares.shape[1]
         # layers + 1 times 1 - (i - l) / (layers + 1), for i = l + 1 and on.
         decay = np.arange(self._layers, layer + 1, -1, dtype=np.int64)[:, np.newaxis]
         priorities = (later * decay).ravel()
         ranked = np.argsort(-priorities, kind="stable")[: np.count_nonzero(priorities)]
-        return [(key, rank, 0) for rank, key in enumerate((ranked + (layer + 1) * experts).tolist())]
+        if len(ranked):
+            self.clear()
+            self.want_absent([(key, rank, 0) for rank, key in enumerate((ranked + (layer + 1) * experts).tolist())])
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationAware(ByPredictor[ActivationPredictor]):
+    """Who leaves is the expert with the lowest (count + e) / (tokens of its layer) * (1 - layer / layers).
+
+    Algorithm 1 of the paper, with the counts of the matched request; e, which the paper leaves open, is 2^-32 of the
+    tokens, so that experts never used leave from the last layer on.  The layer nearest the input is kept longest: it
+    comes first in the next pass, and prefetches come too late for it.  While no request has finished, the counts of the
+    current one stand in (ours; the paper starts with a full store).  A prefetch displaces only an expert with a lower
+    score than its own (ours; the paper omits how the two meet).
+    """
+
+    predictor: ClassVar[type[Predictor]] = ActivationPredictor
+
+    def _order(self, pool_of: Sequence[int], predictor: ActivationPredictor) -> VictimOrder:
+        """An order by the predictor's scores."""
+        return ActivationOrder(pool_of, predictor)
 
 
 class ActivationOrder(ScoredOrder):
-    """Scores of the forecast as they are when somebody has to leave; a `VictimOrder`."""
+    """Scores of the predictor as they are when somebody has to leave; a `VictimOrder`."""
 
-    def __init__(self, pool_of: Sequence[int], forecast: ActivationForecast) -> None:
+    def __init__(self, pool_of: Sequence[int], predictor: ActivationPredictor) -> None:
         super().__init__(pool_of)
-        self._worth = forecast.scores
+        self._worth = predictor.scores
 
     def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
         """The lowest score; for a prefetch only where it is lower than that of `key`."""

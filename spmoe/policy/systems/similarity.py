@@ -7,9 +7,8 @@ same on every machine, and turned into an integer before anything is added or co
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from spmoe.policy.parts.fixed_point import Ints
 
 ONE = 1 << 30
 """A cosine of 1."""

@@ -17,7 +17,7 @@ from engine.memory.copiers import MemoryCopier, Run  # noqa: E402
 from engine.options import Options  # noqa: E402
 from engine.plan import make_plan  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
-from spmoe.policy.oracle.clairvoyant import Future  # noqa: E402
+from spmoe.policy.parts.future import Future  # noqa: E402
 from spmoe.policy.registry import RECIPES  # noqa: E402
 from spmoe.scheduler.log import LogWriter, verify_log  # noqa: E402
 from spmoe.state.commands import Command, Submit  # noqa: E402

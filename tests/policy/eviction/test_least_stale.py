@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spmoe.policy.eviction.least_stale import LeastStale
+from spmoe.policy.parts.predictor import Predictor
 from spmoe.state.commands import Load
-from spmoe.state.forecast import Forecast
 from spmoe.state.residency import Pool, Residency, VictimOrder
 
 LAYERS, EXPERTS = 3, 4
@@ -20,7 +20,7 @@ Pass = Sequence[Sequence[int]]
 
 
 def order(pool_of: tuple[int, ...] = (0,) * KEYS) -> VictimOrder:
-    return LeastStale().order(pool_of, Forecast(), EXPERTS)
+    return LeastStale().order(pool_of, Predictor(), EXPERTS)
 
 
 def leaving(stale: VictimOrder, resident: Sequence[int] = range(KEYS)) -> list[int]:

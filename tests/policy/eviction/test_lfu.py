@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from spmoe.policy.eviction.lfu import Lfu
-from spmoe.state.forecast import Forecast
+from spmoe.policy.parts.predictor import Predictor
 from spmoe.state.residency import VictimOrder
 
 EVERYONE = range(6)
 
 
 def order(experts: int = 3) -> VictimOrder:
-    return Lfu().order((0,) * 6, Forecast(), experts)
+    return Lfu().order((0,) * 6, Predictor(), experts)
 
 
 def leaving(counts: VictimOrder) -> int | None:

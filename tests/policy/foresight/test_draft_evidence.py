@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spmoe.policy.foresight.draft_evidence import Said, runs
-from spmoe.policy.foresight.use_rates import ONE, Trust
+from spmoe.policy.foresight.use_rates import Trust
+from spmoe.policy.parts.fixed_point import ONE
 from spmoe.state.keys import Shape
 
 

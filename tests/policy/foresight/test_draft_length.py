@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spmoe.policy.foresight.draft_length import Agreement, DraftLength, growth
-from spmoe.policy.foresight.use_rates import ONE
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.fixed_point import ONE
+from spmoe.policy.parts.pace import Pace
 from spmoe.state.keys import Shape
 
 SHAPE = Shape(4, 8, 2)

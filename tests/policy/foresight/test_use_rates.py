@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.foresight.use_rates import LEAST, ONE, Trust, UseRates
+from spmoe.policy.foresight.use_rates import LEAST, Trust, UseRates
+from spmoe.policy.parts.fixed_point import ONE
 from spmoe.state.keys import Shape
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import geometry
 from spmoe.machine.hardware import load_hardware
-from spmoe.policy.oracle.clairvoyant import Future
+from spmoe.policy.parts.future import Future
 from spmoe.results.bound import Bound, bound
 from spmoe.trace.draws import Rates
 from spmoe.trace.importers import import_trace

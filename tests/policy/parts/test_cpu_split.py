@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spmoe.policy.parts.cpu_split import Late, Needed, Shares, split
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.pace import Pace
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import LayerPlan
@@ -91,13 +91,13 @@ def test_no_other_split_is_over_earlier(
     late = sorted(Late(-arrives, ns, 10 + number) for number, (arrives, ns) in enumerate(arriving))
     free_ns = max([waits, *[arrives for arrives, _ in arriving]])
     found = split(there, absent, late, free_ns, pace)
-    times = {one.expert: one.host_ns for one in (*there, *absent, *late)}
+    times = {one.key: one.host_ns for one in (*there, *absent, *late)}
 
     def through(on_cpu: tuple[int, ...]) -> tuple[int, int]:
-        left = [-one.minus_arrives_ns for one in reversed(late) if one.expert not in on_cpu]
-        fetched = sum(one.expert not in on_cpu for one in absent)
+        left = [-one.minus_arrives_ns for one in reversed(late) if one.key not in on_cpu]
+        fetched = sum(one.key not in on_cpu for one in absent)
         left += [free_ns + count * pace.transfer_ns for count in range(1, fetched + 1)]
-        gpu = pace.expert_ns * sum(one.expert not in on_cpu for one in there)
+        gpu = pace.expert_ns * sum(one.key not in on_cpu for one in there)
         for arrives in left:
             gpu = max(gpu, arrives) + pace.expert_ns
         return gpu, pace.handover_ns + sum(times[expert] for expert in on_cpu) if on_cpu else 0

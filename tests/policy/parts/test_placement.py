@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spmoe.errors import InputError
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.pace import Pace
 from spmoe.policy.parts.placement import GlobalPool, LayerPools, PopularSet
 from spmoe.policy.registry import RECIPES, recipe, registry
 from spmoe.scheduler.config import SchedulerConfig

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from spmoe.policy.parts.horizon import CutoffLayer
-from spmoe.policy.parts.io_plan import Pace
+from spmoe.policy.parts.pace import Pace
+from spmoe.policy.parts.scope import Scope
+from spmoe.policy.parts.wanted import WantedSet
 from spmoe.policy.sp_moe.draft_then_gate import DraftThenGate
-from spmoe.policy.sp_moe.gates import DraftGate, NextGate, Scope
+from spmoe.policy.sp_moe.gates import DraftGate, NextGate
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import Command, LayerPlan, Load, Purpose, Submit
@@ -23,6 +25,7 @@ from spmoe.state.events import (
     StepEnded,
     TokenDrafted,
 )
+from tests.policy.caches import FakeCache, bound, entries
 from tests.sim.paper import machine, solve, token, trace
 
 MS = 1_000_000
@@ -73,8 +76,8 @@ def keys(submit: Command) -> list[int]:
 def fetched(one: Scheduler) -> list[int]:
     """The prefetches that follow when all that is submitted arrives, one by one."""
     found: list[int] = []
-    while one.queue.submitted:
-        for submit in one.handle(BatchArrived(20 * MS, next(iter(one.queue.submitted)), 19 * MS, 20 * MS)):
+    while one.loads.submitted:
+        for submit in one.handle(BatchArrived(20 * MS, next(iter(one.loads.submitted)), 19 * MS, 20 * MS)):
             found += keys(submit)
     return found
 
@@ -138,8 +141,8 @@ def filled(recipe: str) -> Scheduler:
     one.handle(StepBegun(0, 0))
     for layer, experts in enumerate([(), (0, 1), ()]):
         one.handle(LayerReached(0, layer, experts, (1,) * len(experts)))
-        while one.queue.submitted:
-            one.handle(BatchArrived(0, next(iter(one.queue.submitted)), 0, 0))
+        while one.loads.submitted:
+            one.handle(BatchArrived(0, next(iter(one.loads.submitted)), 0, 0))
         one.handle(LayerDone(0, layer, ()))
     one.handle(StepEnded(0, 0))
     one.handle(StepBegun(0, 0))
@@ -163,15 +166,31 @@ def test_residents_that_the_target_names_stay_even_behind_what_is_fetched() -> N
 def test_is_made_of_both() -> None:
     scope = Scope(LAYERS, EXPERTS, 2, 2, CutoffLayer(), Pace(1, 0, 3, 1, 7))
     assert DraftThenGate.needs == DraftGate.needs | NextGate.needs
-    draft, both = DraftGate(group=1).forecast(scope, None), DraftThenGate(group=1).forecast(scope, None)
+    draft, both = built(DraftGate(group=1), scope), built(DraftThenGate(group=1), scope)
     assert (both.predicted_layers, both.predicted_group) == (draft.predicted_layers, draft.predicted_group) == (2, 1)
-    assert (both.protects, both.most, both.refines) == (True, 2, True)
-    assert not DraftThenGate(protect=False).forecast(scope, None).protects
     for one in (draft, both):
         one.step_begun(StepBegun(10, 1), 1)
-        said = DraftPredicted(11, 0, 0, (((1, 5), (2, 4)), ((3, 6),)))
-        assert list(one.draft_predicted(said)) == [(1, 11, 5), (EXPERTS + 3, 18, 6)]
-    assert list(both.gate_predicted(GatePredicted(30, 2, (((1, 5),),)))) == [(2 * EXPERTS + 1, 37, 5)]
+        one.draft_predicted(DraftPredicted(11, 0, 0, (((1, 5), (2, 4)), ((3, 6),))))
+        assert entries(one) == [(1, 11, 5), (EXPERTS + 3, 18, 6)]
+    both.gate_predicted(GatePredicted(30, 2, (((1, 5),),)))
+    assert entries(both)[2:] == [(2 * EXPERTS + 1, 37, 5)]
+
+
+def built(part: DraftGate, scope: Scope) -> WantedSet:
+    predictor = part.build(scope, None)
+    assert isinstance(predictor, WantedSet)
+    return bound(predictor)
+
+
+@pytest.mark.parametrize("protect", [True, False])
+def test_residents_that_are_forecast_count_as_used_if_they_are_protected(protect: bool) -> None:
+    scope = Scope(LAYERS, EXPERTS, 2, 2, CutoffLayer(), Pace(1, 0, 3, 1, 7))
+    for part in (DraftGate(group=1, protect=protect), DraftThenGate(group=1, protect=protect)):
+        cache, one = FakeCache(), built(part, scope)
+        one.bind(cache)
+        cache.resident = {1: 0}
+        one.draft_predicted(DraftPredicted(11, 0, 0, (((1, 5),), ((3, 6),))))
+        assert cache.touched == [1] * protect and list(one.wanted) == [EXPERTS + 3]
 
 
 def test_a_draft_that_errs_is_corrected_in_time() -> None:

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spmoe.policy.parts.horizon import Unlimited
-from spmoe.policy.parts.io_plan import Pace
-from spmoe.policy.sp_moe.gates import Scope
-from spmoe.policy.systems.moe_infinity import ActivationAware, ActivationForecast, ActivationMatrix
+from spmoe.policy.parts.pace import Pace
+from spmoe.policy.parts.predictor import Predictor
+from spmoe.policy.parts.scope import Scope
+from spmoe.policy.systems.moe_infinity import ActivationAware, ActivationMatrix, ActivationPredictor
 from spmoe.policy.systems.similarity import ONE
 from spmoe.state.events import LayerReached, RequestBegun
-from spmoe.state.forecast import Forecast
 from spmoe.state.residency import VictimOrder
+from tests.policy.caches import bound, wants
 
 Layers = list[dict[int, int]]
 """One pass: per layer, the tokens of each expert."""
@@ -26,51 +27,56 @@ A: Layers = [{0: 2}, {1: 3, 2: 1}, {3: 2, 0: 2}]
 B: Layers = [{3: 2}, {0: 4}, {1: 1}]
 
 
-def learner(capacity: int = 1000) -> ActivationForecast:
+def learner(capacity: int = 1000) -> ActivationPredictor:
     scope = Scope(3, 4, 2, 0, Unlimited(), Pace(1, 1, 1, 1, 1))
-    forecast = ActivationMatrix(capacity).forecast(scope, None)
-    assert isinstance(forecast, ActivationForecast)
-    return forecast
+    predictor = ActivationMatrix(capacity).build(scope, None)
+    assert isinstance(predictor, ActivationPredictor)
+    return bound(predictor)
 
 
-def reach(forecast: Forecast, layer: int, tokens: dict[int, int]) -> list[int]:
-    """What is wished for then, most wanted first."""
-    wishes = list(forecast.layer_reached(LayerReached(0, layer, tuple(tokens), tuple(tokens.values()))))
-    assert wishes == sorted(wishes, key=lambda wish: (wish[1], -wish[2], wish[0]))
-    return [key for key, _, _ in wishes]
+def reach(predictor: ActivationPredictor, layer: int, tokens: dict[int, int]) -> list[int]:
+    """What is wanted then and was not before, most wanted first."""
+    predictor.clear()
+    predictor.layer_reached(LayerReached(0, layer, tuple(tokens), tuple(tokens.values())))
+    return wants(predictor)
 
 
-def run(forecast: Forecast, *passes: Layers) -> list[list[int]]:
-    """A request; wishes per layer."""
-    forecast.request_begun(RequestBegun(0, 0))
-    return [reach(forecast, layer, tokens) for one in passes for layer, tokens in enumerate(one)]
+def run(predictor: ActivationPredictor, *passes: Layers) -> list[list[int]]:
+    """A request; what is wanted newly, per layer."""
+    predictor.request_begun(RequestBegun(0, 0))
+    return [reach(predictor, layer, tokens) for one in passes for layer, tokens in enumerate(one)]
 
 
 def test_a_prediction_takes_the_place_of_the_one_before() -> None:
-    assert learner().replaces and learner().expires
+    predictor = learner()
+    run(predictor, A)
+    run(predictor, B)
+    predictor.want(7, 0, 0)
+    predictor.layer_reached(LayerReached(0, 0, (0,), (2,)))
+    assert 7 not in predictor.wanted and wants(predictor) == [5, 8, 11, 6]
 
 
-def test_nothing_is_wished_for_before_a_request_has_finished() -> None:
+def test_nothing_is_wanted_before_a_request_has_finished() -> None:
     assert run(learner(), A, A) == [[]] * 6
 
 
 def test_the_most_similar_request_tells_by_hand() -> None:
-    forecast = learner()
-    run(forecast, A)
-    run(forecast, B)
+    predictor = learner()
+    run(predictor, A)
+    run(predictor, B)
     # As A.  Of four: three times 3/4 and 1/4 for layer 1, twice 1/2 and 1/2 for layer 2.
-    assert run(forecast, A) == [[5, 8, 11, 6], [8, 11], []]
-    assert run(forecast, B) == [[4, 9], [9], []]
+    assert run(predictor, A) == [[5, 8, 11, 6], [8, 11], []]
+    assert run(predictor, B) == [[4, 9], [9], []]
     # Layer 0 is A's, layer 1 is B's: both are as similar, and A is older.
-    assert run(forecast, [{0: 1}, {0: 1}, {}]) == [[5, 8, 11, 6], [8, 11], []]
+    assert run(predictor, [{0: 1}, {0: 1}, {}]) == [[5, 8, 11, 6], [8, 11], []]
 
 
 def test_a_request_is_matched_by_all_that_it_has_counted() -> None:
-    forecast = learner()
-    run(forecast, A)
-    run(forecast, B)
+    predictor = learner()
+    run(predictor, A)
+    run(predictor, B)
     # Rows 1 and 2 of the first pass still speak for A, until layer 1 has had 4 tokens for expert 0.
-    assert run(forecast, A, B)[3:] == [[5, 8, 11, 6], [8, 11], []]
+    assert run(predictor, A, B)[3:] == [[5, 8, 11, 6], [8, 11], []]
 
 
 def test_a_prompt_counts_like_steps() -> None:
@@ -82,25 +88,25 @@ def test_a_prompt_counts_like_steps() -> None:
 
 
 def test_a_full_store_replaces_the_most_similar() -> None:
-    forecast = learner(capacity=2)
-    run(forecast, A)
-    run(forecast, B)
+    predictor = learner(capacity=2)
+    run(predictor, A)
+    run(predictor, B)
     like_a = [{0: 2}, {1: 4}, {2: 1}]
-    run(forecast, like_a)
-    assert run(forecast, A)[0] == [5, 10]
-    assert run(forecast, B)[0] == [4, 9]
+    run(predictor, like_a)
+    assert run(predictor, A)[0] == [5, 10]
+    assert run(predictor, B)[0] == [4, 9]
 
 
-def order(forecast: Forecast) -> VictimOrder:
-    return ActivationAware().order((0,) * 12, forecast, 4)
+def order(predictor: ActivationPredictor) -> VictimOrder:
+    return ActivationAware().order((0,) * 12, predictor, 4)
 
 
 def test_evictions_by_hand() -> None:
-    forecast = learner()
-    victims = order(forecast)
-    run(forecast, A)
-    forecast.request_begun(RequestBegun(0, 1))
-    reach(forecast, 0, {0: 1})
+    predictor = learner()
+    victims = order(predictor)
+    run(predictor, A)
+    predictor.request_begun(RequestBegun(0, 1))
+    reach(predictor, 0, {0: 1})
     # A's shares, times 3, 2 or 1: 1 * 3 for key 0; 3/4 * 2 for 5; 1/4 * 2 for 6; 1/2 * 1 for 8 and 11; e for others.
     here = [0, 5, 6, 8, 11, 1, 4, 10]
     victims.touch(here)
@@ -114,11 +120,11 @@ def test_evictions_by_hand() -> None:
 
 
 def test_a_prefetch_displaces_only_what_is_worth_less() -> None:
-    forecast = learner()
-    victims = order(forecast)
-    run(forecast, A)
-    forecast.request_begun(RequestBegun(0, 1))
-    reach(forecast, 0, {0: 1})
+    predictor = learner()
+    victims = order(predictor)
+    run(predictor, A)
+    predictor.request_begun(RequestBegun(0, 1))
+    reach(predictor, 0, {0: 1})
     here = [5, 8]
     victims.touch(here)
     assert victims.evict(0, here, (), 11, demand=False) is None  # Worth as much as 8.
@@ -128,8 +134,8 @@ def test_a_prefetch_displaces_only_what_is_worth_less() -> None:
 
 
 def test_evictions_leave_the_pinned_the_absent_and_other_pools_alone() -> None:
-    forecast = learner()
-    victims = ActivationAware().order((0,) * 4 + (1,) * 8, forecast, 4)
+    predictor = learner()
+    victims = ActivationAware().order((0,) * 4 + (1,) * 8, predictor, 4)
     victims.touch([0, 1, 2, 8, 9])
     assert victims.evict(1, {8, 9}, {8}, 4, demand=True) == 9
     assert victims.evict(0, {1, 2}, {1}, 3, demand=True) == 2
@@ -139,20 +145,20 @@ def test_evictions_leave_the_pinned_the_absent_and_other_pools_alone() -> None:
 
 
 def test_the_first_request_is_its_own_guide() -> None:
-    forecast = learner()
-    victims = order(forecast)
+    predictor = learner()
+    victims = order(predictor)
     victims.touch([0, 4, 8])
     assert [victims.evict(0, [0, 4, 8], (), 0, demand=True) for _ in range(3)] == [8, 4, 0]  # Nothing known yet.
-    run(forecast, [{0: 3, 1: 1}, {2: 1}, {3: 1}])
+    run(predictor, [{0: 3, 1: 1}, {2: 1}, {3: 1}])
     here = [0, 1, 2, 6, 11]
     victims.touch(here)
     # 3/4 * 3, 1/4 * 3, e * 3, 1 * 2 and 1 * 1.
     assert [victims.evict(0, here, (), 0, demand=True) for _ in here] == [2, 1, 11, 6, 0]
 
 
-def test_needs_the_right_forecast() -> None:
-    with pytest.raises(ValueError, match="activation matrices"):
-        ActivationAware().order((0,) * 12, Forecast(), 4)
+def test_needs_the_right_predictor() -> None:
+    with pytest.raises(ValueError, match="goes by a ActivationPredictor"):
+        ActivationAware().order((0,) * 12, Predictor(), 4)
 
 
 class Model:
@@ -205,8 +211,8 @@ PASSES = st.lists(st.dictionaries(st.integers(0, 3), st.integers(1, 5), max_size
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(PASSES, max_size=3), min_size=2, max_size=6))
 def test_agrees_with_a_model_that_computes_everything_anew(history: list[list[Layers]]) -> None:
-    forecast, model = learner(capacity=2), Model(capacity=2)
+    predictor, model = learner(capacity=2), Model(capacity=2)
     for passes in history:
         model.begin()
         expected = [model.reach(layer, tokens) for one in passes for layer, tokens in enumerate(one)]
-        assert run(forecast, *passes) == expected
+        assert run(predictor, *passes) == expected

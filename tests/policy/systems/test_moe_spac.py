@@ -1,41 +1,36 @@
-"""MoE-SpAc: counters from the tokens of each pass, wishes for the next one, and levels that keep residents."""
+"""MoE-SpAc: counters from the tokens of each pass, prefetches for the next one, and levels that keep residents."""
 
 from __future__ import annotations
 
 import pytest
 
 from spmoe.policy.parts.horizon import NextLayer
-from spmoe.policy.parts.io_plan import Pace
-from spmoe.policy.sp_moe.gates import Scope
-from spmoe.policy.systems.moe_spac import FROZEN, CounterForecast, LevelOrder, Levels, UtilityCounters, updated
-from spmoe.state.commands import Purpose
+from spmoe.policy.parts.pace import Pace
+from spmoe.policy.parts.predictor import Predictor
+from spmoe.policy.parts.scope import Scope
+from spmoe.policy.systems.moe_spac import FROZEN, CounterPredictor, LevelOrder, Levels, UtilityCounters, updated
 from spmoe.state.events import LayerDone, LayerReached, PrefillBegun, StepBegun
-from spmoe.state.forecast import Forecast
-from spmoe.state.transfers import TransferQueue
+from tests.policy.caches import bound, wants
 
 EXPERTS = 4
 
 
-def forecast(layers: int = 2) -> CounterForecast:
-    counters = UtilityCounters().forecast(Scope(layers, EXPERTS, 2, 0, NextLayer(), Pace(1, 1, 1, 1, 1)), None)
-    assert isinstance(counters, CounterForecast)
-    return counters
+def predictor(layers: int = 2) -> CounterPredictor:
+    counters = UtilityCounters().build(Scope(layers, EXPERTS, 2, 0, NextLayer(), Pace(1, 1, 1, 1, 1)), None)
+    assert isinstance(counters, CounterPredictor)
+    return bound(counters)
 
 
-def layer_pass(counters: CounterForecast, layer: int, tokens: dict[int, int]) -> list[int]:
-    """One pass of a layer; the keys wished for, in the order in which they would travel."""
-    assert not [*counters.layer_reached(LayerReached(0, layer, tuple(tokens), tuple(tokens.values())))]
-    queue = TransferQueue(1)
-    for key, deadline, weight in counters.layer_done(LayerDone(0, layer, ())):
-        queue.prefetch(key, deadline, weight, Purpose.PREFETCH)
-    order = []
-    while (head := queue.first_prefetch()) is not None:
-        queue.take(head.key)
-        order.append(head.key)
-    return order
+def layer_pass(counters: CounterPredictor, layer: int, tokens: dict[int, int]) -> list[int]:
+    """One pass of a layer; the keys wanted behind it, in the order in which they would travel."""
+    counters.clear()
+    counters.layer_reached(LayerReached(0, layer, tuple(tokens), tuple(tokens.values())))
+    assert not counters.wanted
+    counters.layer_done(LayerDone(0, layer, ()))
+    return wants(counters)
 
 
-def begin(counters: CounterForecast, tokens: int = 9) -> None:
+def begin(counters: CounterPredictor, tokens: int = 9) -> None:
     counters.step_begun(StepBegun(0, tokens - 1), tokens - 1)
 
 
@@ -47,8 +42,8 @@ def test_counters(counter: int, tokens: int, then: int) -> None:
     assert updated(counter, tokens) == then
 
 
-def test_wishes_for_every_counter_above_zero_highest_first() -> None:
-    counters = forecast()
+def test_wants_every_counter_above_zero_highest_first() -> None:
+    counters = predictor()
     begin(counters)
     assert layer_pass(counters, 1, {2: 5, 0: 6, 3: 4}) == [4, 6]  # Both at 1: first in, first out.
     assert layer_pass(counters, 1, {2: 6, 0: 1}) == [6, 4]  # 2 and 1.
@@ -58,19 +53,16 @@ def test_wishes_for_every_counter_above_zero_highest_first() -> None:
 
 
 def test_later_layers_queue_behind_earlier_ones_of_the_same_level() -> None:
-    counters = forecast()
+    counters = predictor()
     begin(counters)
-    queue = TransferQueue(1)
     for layer, tokens in ((1, 9), (0, 9)):
         counters.layer_reached(LayerReached(0, layer, (0,), (tokens,)))
-        for wish in counters.layer_done(LayerDone(0, layer, ())):
-            queue.prefetch(*wish)
-    head = queue.first_prefetch()
-    assert head is not None and head.key == 4
+        counters.layer_done(LayerDone(0, layer, ()))
+    assert wants(counters) == [4, 0]
 
 
 def test_a_token_at_a_time_promotes_nothing() -> None:
-    counters = forecast()
+    counters = predictor()
     begin(counters, tokens=1)
     for _ in range(20):
         assert layer_pass(counters, 0, {0: 1, 1: 1}) == []
@@ -78,7 +70,7 @@ def test_a_token_at_a_time_promotes_nothing() -> None:
 
 @pytest.mark.parametrize(("tokens", "level"), [(31, 1), (32, 0)])
 def test_large_batches_leave_the_counters_alone(tokens: int, level: int) -> None:
-    counters = forecast()
+    counters = predictor()
     counters.prefill_begun(PrefillBegun(0, tokens))
     assert layer_pass(counters, 0, {1: tokens}) == [1] * level
     assert counters.level(1) == level
@@ -86,7 +78,7 @@ def test_large_batches_leave_the_counters_alone(tokens: int, level: int) -> None
     assert layer_pass(counters, 0, {1: 9}) == [1]
 
 
-def order(counters: CounterForecast, keys: range) -> LevelOrder:
+def order(counters: CounterPredictor, keys: range) -> LevelOrder:
     levels = Levels().order((0,) * (2 * EXPERTS), counters, EXPERTS)
     assert isinstance(levels, LevelOrder)
     levels.touch(keys)
@@ -94,7 +86,7 @@ def order(counters: CounterForecast, keys: range) -> LevelOrder:
 
 
 def test_only_level_zero_leaves_for_a_prefetch_lowest_key_first() -> None:
-    counters = forecast()
+    counters = predictor()
     levels, everyone = order(counters, range(8)), range(8)
     begin(counters)
     layer_pass(counters, 0, {0: 5, 2: 6})
@@ -103,7 +95,7 @@ def test_only_level_zero_leaves_for_a_prefetch_lowest_key_first() -> None:
 
 
 def test_a_higher_level_does_not_displace_a_lower_one_but_a_demand_does() -> None:
-    counters = forecast()
+    counters = predictor()
     begin(counters)
     for _ in range(3):
         layer_pass(counters, 0, {0: 9, 1: 9, 3: 5})
@@ -115,7 +107,7 @@ def test_a_higher_level_does_not_displace_a_lower_one_but_a_demand_does() -> Non
 
 
 def test_the_layer_that_computes_is_frozen_and_falls_to_its_counters() -> None:
-    counters = forecast()
+    counters = predictor()
     levels = order(counters, range(8))
     begin(counters)
     counters.layer_reached(LayerReached(0, 0, (1,), (9,)))
@@ -128,7 +120,7 @@ def test_the_layer_that_computes_is_frozen_and_falls_to_its_counters() -> None:
 
 
 def test_a_prefill_freezes_nothing() -> None:
-    counters = forecast()
+    counters = predictor()
     levels = order(counters, range(8))
     counters.prefill_begun(PrefillBegun(0, 100))
     counters.layer_reached(LayerReached(0, 0, (0, 1), (90, 10)))
@@ -136,5 +128,5 @@ def test_a_prefill_freezes_nothing() -> None:
 
 
 def test_levels_need_counters() -> None:
-    with pytest.raises(ValueError, match="needs a predictor with utility counters"):
-        Levels().order((0,) * 4, Forecast(), EXPERTS)
+    with pytest.raises(ValueError, match="goes by a CounterPredictor"):
+        Levels().order((0,) * 4, Predictor(), EXPERTS)

@@ -14,12 +14,14 @@ from sim.replay import replay
 from spmoe.policy.foresight.deadline import ForesightAhead
 from spmoe.policy.foresight.next_use import LatestExpected, NextUses
 from spmoe.policy.parts.horizon import NextLayer
-from spmoe.policy.parts.io_plan import Pace
-from spmoe.policy.sp_moe.gates import Scope
+from spmoe.policy.parts.pace import Pace
+from spmoe.policy.parts.predictor import Predictor
+from spmoe.policy.parts.scope import Scope
 from spmoe.state.events import DraftPredicted, LayerReached, StepBegun, TokenDrafted
 from spmoe.state.keys import Shape
 from spmoe.trace.schema import ONE
 from tests.conformance.cases import make_trace
+from tests.policy.caches import bound
 from tests.sim.paper import machine, milliseconds, solve, token, trace, waits
 
 PACE = Pace(load_bytes=1, latency_ns=0, transfer_ns=100, draft_ns=400, layer_ns=200, least_layer_ns=99)
@@ -87,36 +89,46 @@ def test_what_is_likely_enough_is_fetched_while_the_draft_runs() -> None:
     assert late.metrics.decode_ns == run.metrics.decode_ns + 2 * 200
 
 
+def built(scope: Scope) -> Predictor:
+    return bound(ForesightAhead().build(scope, None))
+
+
+def wants_now(predictor: Predictor) -> list[int]:
+    """What an idle link should fetch."""
+    predictor.look_ahead(0, 0, 0)
+    return list(predictor.next(1))
+
+
 def test_a_prefetch_has_to_be_worth_the_links_time() -> None:
-    forecast = ForesightAhead().forecast(Scope(4, 4, 1, 0, NextLayer(), PACE), None)
-    order = LatestExpected().order((0,) * 16, forecast, 4)
-    forecast.step_begun(StepBegun(0, 1), 1)
+    predictor = built(Scope(4, 4, 1, 0, NextLayer(), PACE))
+    order = LatestExpected().order((0,) * 16, predictor, 4)
+    predictor.step_begun(StepBegun(0, 1), 1)
     tokens = count()
 
-    def wish(certainty: int) -> list[int]:
+    def fetched(certainty: int) -> list[int]:
         named = ((), (), ((2, certainty),), ((1, certainty),))
-        forecast.draft_predicted(DraftPredicted(0, next(tokens), 0, named))
-        return [key for key, _, _ in forecast.top_up(0, 0, 0)]
+        predictor.draft_predicted(DraftPredicted(0, next(tokens), 0, named))
+        return wants_now(predictor)
 
     # A load takes 100 and a layer 99: little more than an even chance is enough, the earliest layer first.  What the
     # draft says counts as the middle of one of 16 bins: 15/32 is not enough, 17/32 is.
-    assert wish(ONE * 15 // 32) == []
-    assert wish(ONE // 8) == [2 * 4 + 2]  # With what was said before 1 - 17/32 * 7/8.
-    # Nothing more is wished for while that is on its way.
-    assert list(forecast.top_up(0, 1, 0)) == list(forecast.top_up(0, 0, 1)) == []
+    assert fetched(ONE * 15 // 32) == []
+    assert fetched(ONE // 8) == [2 * 4 + 2]  # With what was said before 1 - 17/32 * 7/8.
+    # Nothing more is wanted while that is on its way.
+    assert not predictor.look_ahead(0, 1, 0) and not predictor.look_ahead(0, 0, 1)
     order.touch([2 * 4 + 2])
-    assert wish(0) == [3 * 4 + 1]
+    assert fetched(0) == [3 * 4 + 1]
     order.touch([3 * 4 + 1])
-    assert wish(0) == []
+    assert fetched(0) == []
 
 
 def test_a_prefetch_displaces_nobody_who_is_expected_sooner() -> None:
-    forecast = ForesightAhead().forecast(Scope(2, 2, 1, 0, NextLayer(), PACE), None)
-    order = LatestExpected().order((0,) * 4, forecast, 2)
-    forecast.step_begun(StepBegun(0, 1), 1)
+    predictor = built(Scope(2, 2, 1, 0, NextLayer(), PACE))
+    order = LatestExpected().order((0,) * 4, predictor, 2)
+    predictor.step_begun(StepBegun(0, 1), 1)
     order.touch([0, 2, 3])
-    forecast.draft_predicted(DraftPredicted(0, 0, 0, (((0, ONE),), ((0, ONE),))))
-    assert [key for key, _, _ in forecast.top_up(0, 0, 0)] == []  # Key 1 has a chance of 1/4.
+    predictor.draft_predicted(DraftPredicted(0, 0, 0, (((0, ONE),), ((0, ONE),))))
+    assert wants_now(predictor) == []  # Key 1 has a chance of 1/4.
     # Key 0 is needed a layer before 2, as surely; 3, not named, has a chance of 1/4 and leaves.
     assert order.evict(0, {0}, (), 2, demand=False) is None
     assert order.evict(0, {0, 2}, (), 1, demand=False) is None
@@ -124,45 +136,45 @@ def test_a_prefetch_displaces_nobody_who_is_expected_sooner() -> None:
     assert order.evict(0, {0}, (), 2, demand=True) == 0
 
 
-@pytest.mark.parametrize(("least_layer_ns", "wishes"), [(300, []), (301, [4])])
-def test_where_loads_are_short_a_small_chance_is_enough(least_layer_ns: int, wishes: list[int]) -> None:
+@pytest.mark.parametrize(("least_layer_ns", "wanted"), [(300, []), (301, [4])])
+def test_where_loads_are_short_a_small_chance_is_enough(least_layer_ns: int, wanted: list[int]) -> None:
     # How long a layer takes with all tokens of the longest window does not count: most windows are shorter.
     pace = PACE._replace(layer_ns=1000, least_layer_ns=least_layer_ns)
-    forecast = ForesightAhead().forecast(Scope(2, 4, 1, 0, NextLayer(), pace), None)
-    LatestExpected().order((0,) * 8, forecast, 4)
-    forecast.step_begun(StepBegun(0, 0), 0)
-    forecast.layer_reached(LayerReached(0, 0, (0,), (1,)))
+    predictor = built(Scope(2, 4, 1, 0, NextLayer(), pace))
+    LatestExpected().order((0,) * 8, predictor, 4)
+    predictor.step_begun(StepBegun(0, 0), 0)
+    predictor.layer_reached(LayerReached(0, 0, (0,), (1,)))
     # Each has a chance of 1/4: three layers' worth of time is lost to a load for one that is saved.
-    assert [key for key, _, _ in forecast.top_up(0, 0, 0)] == wishes
+    assert wants_now(predictor) == wanted
 
 
 @pytest.mark.parametrize(("least_layer_ns", "together"), [(99, 1), (100, 2)])
 def test_where_loads_are_short_two_are_on_their_way_together(least_layer_ns: int, together: int) -> None:
     pace = PACE._replace(least_layer_ns=least_layer_ns)
-    forecast = ForesightAhead().forecast(Scope(1, 4, 1, 0, NextLayer(), pace), None)
-    order = LatestExpected().order((0,) * 4, forecast, 4)
-    forecast.step_begun(StepBegun(0, 1), 1)
-    forecast.draft_predicted(DraftPredicted(0, 0, 0, (tuple((expert, ONE) for expert in range(3)),)))
+    predictor = built(Scope(1, 4, 1, 0, NextLayer(), pace))
+    order = LatestExpected().order((0,) * 4, predictor, 4)
+    predictor.step_begun(StepBegun(0, 1), 1)
+    predictor.draft_predicted(DraftPredicted(0, 0, 0, (tuple((expert, ONE) for expert in range(3)),)))
     submitted = 0
-    while wishes := list(forecast.top_up(0, 0, submitted)):
-        order.touch([key for key, _, _ in wishes])
-        submitted += len(wishes)
+    while predictor.look_ahead(0, 0, submitted):
+        order.touch(predictor.next(1))
+        submitted += 1
     assert submitted == together
 
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_where_a_whole_layer_comes_in_time_whoever_is_reached_later_may_leave(streams: bool) -> None:
     pace = PACE._replace(layer_ns=200, least_layer_ns=200 if streams else 199)
-    forecast = ForesightAhead().forecast(Scope(3, 2, 1, 0, NextLayer(), pace), None)
-    order = LatestExpected().order((0,) * 6, forecast, 2)
+    predictor = built(Scope(3, 2, 1, 0, NextLayer(), pace))
+    order = LatestExpected().order((0,) * 6, predictor, 2)
     for _ in range(8):
-        forecast.step_begun(StepBegun(0, 0), 0)
+        predictor.step_begun(StepBegun(0, 0), 0)
         for layer, expert in enumerate((0, 1, 0)):
-            forecast.layer_reached(LayerReached(0, layer, (expert,), (1,)))
-    forecast.step_begun(StepBegun(0, 0), 0)
-    forecast.layer_reached(LayerReached(0, 0, (0,), (1,)))
+            predictor.layer_reached(LayerReached(0, layer, (expert,), (1,)))
+    predictor.step_begun(StepBegun(0, 0), 0)
+    predictor.layer_reached(LayerReached(0, 0, (0,), (1,)))
 
-    assert [key for key, _, _ in forecast.top_up(0, 0, 0)] == [3]
+    assert wants_now(predictor) == [3]
 
     def leaves(resident: int, key: int) -> bool:
         order.touch([resident])
@@ -200,43 +212,43 @@ def test_the_draft_does_not_go_on_where_it_would_delay_what_arrives() -> None:
 
 
 def test_what_is_drafted_past_the_window_says_who_comes_back() -> None:
-    forecast = NextUses(Shape(1, 4, 1))
+    predictor = NextUses(Shape(1, 4, 1))
 
     def said(at: int, token: int, expert: int, chance: int) -> None:
-        forecast.draft_predicted(DraftPredicted(at, token, 0, (((expert, ONE),),)))
-        forecast.token_drafted(TokenDrafted(at, token, chance), chance)
+        predictor.draft_predicted(DraftPredicted(at, token, 0, (((expert, ONE),),)))
+        predictor.token_drafted(TokenDrafted(at, token, chance), chance)
 
     # A window of two: of its first token's proposal and of its own, which is the first past the window, the draft is
     # half sure.  So what it reads there counts for a quarter.
-    forecast.step_begun(StepBegun(0, 1), 1)
+    predictor.step_begun(StepBegun(0, 1), 1)
     said(5, 0, 0, ONE // 2)
-    forecast.settled(1)
-    forecast.layer_reached(LayerReached(10, 0, (0,), (2,)))
-    before = forecast.soonness.copy()
+    predictor.window_closed(1)
+    predictor.layer_reached(LayerReached(10, 0, (0,), (2,)))
+    before = predictor.soonness.copy()
     said(15, 1, 0, ONE // 2)
-    assert (forecast.soonness == before).all()  # It has read the window's last token: of that the layer has told.
+    assert (predictor.soonness == before).all()  # It has read the window's last token: of that the layer has told.
     said(20, 2, 3, ONE)
-    after = forecast.soonness.copy()
+    after = predictor.soonness.copy()
     assert after[3] > before[3] and (after[:3] <= before[:3]).all()
-    forecast.step_ended(0)  # Dropped.
-    assert (forecast.soonness == before).all()
+    predictor.step_ended(0)  # Dropped.
+    assert (predictor.soonness == before).all()
 
 
 def test_what_was_drafted_past_the_window_is_of_the_next_one_when_it_stands() -> None:
-    forecast = NextUses(Shape(1, 4, 1))
-    forecast.step_begun(StepBegun(0, 0), 0)
-    forecast.settled(0)
-    forecast.layer_reached(LayerReached(10, 0, (0,), (1,)))
+    predictor = NextUses(Shape(1, 4, 1))
+    predictor.step_begun(StepBegun(0, 0), 0)
+    predictor.window_closed(0)
+    predictor.layer_reached(LayerReached(10, 0, (0,), (1,)))
     for read, expert in enumerate((0, 3)):
-        forecast.draft_predicted(DraftPredicted(20, read, 0, (((expert, ONE),),)))
-        forecast.token_drafted(TokenDrafted(20, read, ONE), ONE // 2)
-    past = forecast.soonness.copy()
-    forecast.step_ended(1)
-    forecast.step_begun(StepBegun(30, 1), 1)
-    assert forecast.soonness[3] > past[3]  # Now it is of this pass, and certain to be verified.
-    sure = forecast.soonness.copy()
-    forecast.draft_predicted(DraftPredicted(40, 0, 0, (((3, ONE),),)))  # As the draft said already.
-    assert (forecast.soonness == sure).all()
+        predictor.draft_predicted(DraftPredicted(20, read, 0, (((expert, ONE),),)))
+        predictor.token_drafted(TokenDrafted(20, read, ONE), ONE // 2)
+    past = predictor.soonness.copy()
+    predictor.step_ended(1)
+    predictor.step_begun(StepBegun(30, 1), 1)
+    assert predictor.soonness[3] > past[3]  # Now it is of this pass, and certain to be verified.
+    sure = predictor.soonness.copy()
+    predictor.draft_predicted(DraftPredicted(40, 0, 0, (((3, ONE),),)))  # As the draft said already.
+    assert (predictor.soonness == sure).all()
 
 
 @pytest.mark.parametrize("cpu_experts", [True, False])
