@@ -75,18 +75,18 @@ def _pair(figures: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "Greedy text of so small a model soon repeats itself, and repetitions are easily drafted: the rate behind real "
-        "text says more."
+        "text is more telling."
     )
 
 
 def _predictors(figures: Mapping[str, Any]) -> Iterator[str]:
     yield from (
-        "## What foretells the target's experts",
+        "## Predictors of the target's experts",
         "",
-        "On held-out text, means over all layers but layer 0, before which little or nothing stands that the models do "
-        "not share. *Used*: the expert named first is among those used; *exact*: it is the first of them; *recall*: "
-        f"share of the experts used that are among as many named, one more, two more. Tables are learned from "
-        f"{figures['table_tokens']:,} tokens of training text.",
+        "On held-out text, means over all layers but layer 0, whose input the two models share. *Used*: the expert "
+        "named first is among those used; *exact*: it is the router's first; *recall*: share of the used experts among "
+        f"as many named, one more, two more. Tables are learned from {figures['table_tokens']:,} tokens of training "
+        "text.",
         "",
     )
     yield from _table(
@@ -113,9 +113,9 @@ def _layers(figures: Mapping[str, Any]) -> Iterator[str]:
         "",
         "## Layer by layer",
         "",
-        "Entropy of the experts' usage, and the smallest and largest share of an expert; nats lost where this layer "
-        "alone is routed at random; mean cosine between experts, of all weights; length of the residual streams behind "
-        "attention; mean cosine between draft and target of what attention gives, and of what the router reads.",
+        "Entropy of the experts' usage, and the smallest and largest share of an expert; nats lost when this layer "
+        "alone is routed at random; mean cosine between experts, of all weights; norm of the residual streams after "
+        "attention; mean cosine between draft and target of the attention's output, and of the router's input.",
         "",
     )
     yield from _table(
@@ -139,7 +139,7 @@ def _layers(figures: Mapping[str, Any]) -> Iterator[str]:
 def _trust(figures: Mapping[str, Any]) -> Iterator[str]:
     group = figures["reliability"][-1]
     yield from (
-        "## What the router's probability is worth",
+        "## Calibration of the router's probability",
         "",
         f"The draft's state through the target's router, layers {group['first_layer']} to {group['last_layer']}: by "
         "the probability of the expert named first, how often it is the first of those used, and is used. Expected "
