@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Final, Protocol
 
@@ -122,5 +123,6 @@ class PredictorPart:
         return Predictor()
 
 
+@dataclass(frozen=True, slots=True)
 class NoPredictor(PredictorPart):
     """Nothing is predicted: every load is on demand."""
