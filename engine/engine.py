@@ -14,8 +14,9 @@ from engine.checkpoints.model_pair import check_folders, load_draft
 from engine.decoding.decoder import Decoder
 from engine.decoding.detokenizer import TextPieces
 from engine.decoding.recorder import Lines, Recorder
+from engine.decoding.sampled_request import SampledRequest
 from engine.decoding.sampler import Sampler
-from engine.decoding.session import Rig, Weights
+from engine.decoding.session import Session, Weights
 from engine.memory.closing import Closing
 from engine.memory.host_store import HostStore
 from engine.memory.slot_buffer import SlotBuffer
@@ -189,14 +190,14 @@ class Engine(Closing):
         """The tokens that end a sequence."""
 
     def _connect(self, stack: ExitStack, observers: tuple[Observer, ...]) -> None:
-        """The rig, with the models on it."""
+        """The session, with the models in it."""
         plan = self.plan
         setting, options = plan.setting, plan.options
         self._metrics = MetricsFold(plan.config.experts)
         self._transfers = TransferFold(setting.budget.expert)
         self._lengths = LengthFold()
-        rig = stack.enter_context(
-            Rig(
+        self._session = stack.enter_context(
+            Session(
                 Weights(self._model, self._draft_model, self._store),
                 self._slots,
                 plan.config,
@@ -210,9 +211,10 @@ class Engine(Closing):
                 recorder=self.recorder,
             )
         )
-        self._driver = rig.driver
+        self._driver = self._session.driver
         known = plan.foreknowledge
-        self._decoder = Decoder(rig, known.popular, known.touched, self.recorder)
+        self._decoder = Decoder(self._session, known.popular, known.touched, self.recorder)
+        self._requests = 0
 
     def _stream(self, prompt: list[int], budget: int, ends: frozenset[int], sampler: Sampler) -> Iterator[Piece]:
         self._require_open()
@@ -221,7 +223,9 @@ class Engine(Closing):
         self._busy = True
         text = None if self.plan.tokenizer is None else TextPieces(self.plan.tokenizer)
         done = 0
-        with self.plan.naming_the_budget(), closing(self._decoder.run(prompt, budget, ends, sampler)) as rounds:
+        request = SampledRequest(self._requests, prompt, budget, ends, sampler, self._session.lengths)
+        self._requests += 1
+        with self.plan.naming_the_budget(), closing(self._decoder.run(request)) as rounds:
             for tokens in rounds:
                 done += len(tokens)
                 piece = "" if text is None else text.feed(tokens)
@@ -242,7 +246,7 @@ class Engine(Closing):
     def _free(self) -> None:
         """Lets go of everything large."""
         del self._model, self._draft_model, self._store, self._slots
-        for name in ("_decoder", "_driver"):
+        for name in ("_decoder", "_driver", "_session"):
             self.__dict__.pop(name, None)  # Not there yet where setting up has failed.
 
 

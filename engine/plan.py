@@ -19,7 +19,7 @@ from engine.checkpoints.model_pair import (
     find_tokenizer,
     require_folder,
 )
-from engine.decoding.draft_model import match_layers
+from engine.decoding.layer_map import match_layers
 from engine.device import bits_of, resolve_device, resolve_dtype
 from engine.earlier_run import Foreknowledge
 from engine.memory.host_store import require_memory

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.decoding.draft_model import draft_norms, match_layers
+from engine.decoding.layer_map import draft_norms, match_layers
 from engine.moe.layers import MoeLayer, Routing, find_moe_layers
 from spmoe.errors import InputError
 from training.likelihood import BATCH

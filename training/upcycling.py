@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.decoding.draft_model import draft_norms
+from engine.decoding.layer_map import draft_norms
 from engine.moe.layers import find_moe_layers
 from training.models import empty_sparse
 from training.recipe import Recipe

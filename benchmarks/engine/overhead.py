@@ -26,7 +26,7 @@ import torch
 
 import engine.decoding.target_model as target_module
 from benchmarks.engine.random_pair import PairShape, write_random_pair
-from engine.decoding.target_model import Target
+from engine.decoding.target_model import TargetModel
 from engine.engine import Engine
 from engine.execution.cpu_worker import HostWorker
 from engine.memory.link import Link
@@ -83,7 +83,7 @@ class Layers:
             (HostWorker, "wait"),
         ):
             self._replace(owner, name, tensors.timed(getattr(owner, name)))
-        reached = Target._reached
+        reached = TargetModel._layer_reached
 
         def timed(*args: Any) -> Any:
             before, start = tensors.ns, time.perf_counter_ns()
@@ -91,7 +91,7 @@ class Layers:
             self.us.append((time.perf_counter_ns() - start - (tensors.ns - before)) / 1e3)
             return output
 
-        self._replace(Target, "_reached", timed)
+        self._replace(TargetModel, "_layer_reached", timed)
         return self
 
     def __exit__(self, *_: object) -> None:

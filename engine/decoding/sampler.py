@@ -32,10 +32,10 @@ class Proposal(NamedTuple):
     distribution: torch.Tensor | None
 
     @property
-    def sure(self) -> float:
+    def largest(self) -> float:
         """The largest probability that the draft had for any token there.
 
-        It says nothing of which one was drawn: whoever decides by it whether to verify the token favours none.
+        It does not depend on which one was drawn: deciding by it whether to verify the token favours none.
         """
         return self.probability if self.distribution is None else float(self.distribution.max())
 

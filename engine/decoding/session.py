@@ -1,4 +1,4 @@
-"""What a run is driven with: scheduler, link, CPU, clock and driver, and the models that are hooked up to them."""
+"""What decodes together: scheduler, link, CPU, clock and driver, and the models that are hooked up to them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.decoding.draft_loop import Chain
-from engine.decoding.draft_model import Draft
-from engine.decoding.forced_routing import Script
+from engine.decoding.draft_model import DraftModel
+from engine.decoding.drafter import Drafter
 from engine.decoding.recorder import Recorder
-from engine.decoding.target_model import Target
-from engine.execution.clock import Clock, RealClock, VirtualClock
-from engine.execution.coroutine import Aside
+from engine.decoding.request import DraftLengths
+from engine.decoding.target_model import TargetModel
+from engine.execution.clock import Clock
 from engine.execution.cpu_worker import HostWorker
 from engine.execution.driver import Driver
+from engine.execution.real_clock import RealClock
+from engine.execution.virtual_clock import VirtualClock
 from engine.memory.closing import Closing
 from engine.memory.host_store import HostStore
 from engine.memory.link import Link
@@ -38,7 +39,7 @@ class Weights(NamedTuple):
     store: HostStore
 
 
-class Rig(Closing):
+class Session(Closing):
     """One scheduler's worth of engine; use it in a `with` block, whose end joins the threads and unhooks the models."""
 
     def __init__(
@@ -55,9 +56,8 @@ class Rig(Closing):
         imitated: CostModel | None = None,
         observers: tuple[Observer, ...] = (),
         recorder: Recorder | None = None,
-        script: Script | None = None,
     ) -> None:
-        """`future` as in `Scheduler`, `kernel` as in `Options` and checked, `layer_map` as in `Draft`, `gbps` and
+        """`future` as in `Scheduler`, `kernel` as in `Options` and checked, `layer_map` as in `DraftModel`, `gbps` and
         `latency_ns` as in `Link`.
 
         With `imitated` completions come at the times of that cost model, else when they come.
@@ -78,20 +78,18 @@ class Rig(Closing):
             self.vocabulary: int = weights.target.config.get_text_config().vocab_size
             layers = find_moe_layers(weights.target)
             computation = choose(kernel, layers, slots)
-            self.target = Target(
-                weights.target, layers, weights.store, slots, host, computation, self.driver, told, recorder, script
-            )
+            self.target = TargetModel(weights.target, layers, weights.store, slots, host, computation, told, recorder)
             stack.callback(self.target.release)
-            self.draft: Draft | None = None
-            self.chain: Chain | None = None
+            self.drafter: Drafter | None = None
+            """None where nothing is drafted."""
+            self.lengths = DraftLengths()
+            """How far a draft may go."""
             if weights.draft is not None:
-                predicted, speculation = self.scheduler.predictor.predicted_layers, self.scheduler.recipe.speculation
-                self.draft = Draft(weights.draft, layers, layer_map, predicted, recorder, script)
-                stack.callback(self.draft.release)
-                aside = Aside(device)
-                self.chain = Chain(self.draft, self.driver, aside, speculation, config.gamma)
-                stack.callback(self.chain.release)
-                stack.enter_context(aside)
+                predicted = self.scheduler.predictor.predicted_layers
+                draft = DraftModel(weights.draft, layers, layer_map, predicted, recorder is not None)
+                stack.callback(draft.release)
+                self.drafter = Drafter(draft, recorder)
+                self.lengths = DraftLengths.of(self.scheduler.recipe.speculation, config.gamma, config.chooses)
             self._stack = stack.pop_all()
 
     def close(self) -> None:

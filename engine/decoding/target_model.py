@@ -1,24 +1,25 @@
-"""The target model: its forward passes, and how they meet the driver at every layer's experts."""
+"""The target model: its forward passes, which suspend at every layer's experts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from engine.decoding.forced_routing import Script, Spoken
 from engine.decoding.forward import Forward
+from engine.decoding.layer_experts import LayerExperts
 from engine.decoding.recorder import Recorder
+from engine.decoding.request import Request, RouterOutput
 from engine.decoding.to_host import forecasts, fractions, read
+from engine.execution.coroutine import Coroutine, suspend
 from engine.execution.cpu_worker import HostWorker
-from engine.execution.driver import Driver
 from engine.memory.host_store import HostStore
 from engine.memory.slot_buffer import SlotBuffer
-from engine.moe.backend import Computation, Rows
-from engine.moe.eager import expert_output, install, uninstall
+from engine.moe.backend import Computation
+from engine.moe.eager import install, uninstall
 from engine.moe.layers import MoeLayer
 from spmoe.drive.step import Routed
 from spmoe.policy.recipe import Told
@@ -26,8 +27,11 @@ from spmoe.state.events import Forecast
 from spmoe.trace.gates import even_gate
 
 
-class Target:
-    """A hollow model whose experts lie in `slots`, in `store`, or on the way from here to there."""
+class TargetModel:
+    """A hollow model whose experts lie in `slots`, in `store`, or on the way from here to there.
+
+    Its forward pass is a coroutine, which suspends at the experts of every layer until they are computed.
+    """
 
     def __init__(
         self,
@@ -37,32 +41,29 @@ class Target:
         slots: SlotBuffer,
         host: HostWorker,
         computation: Computation,
-        driver: Driver,
         told: Told,
         recorder: Recorder | None,
-        script: Script | None = None,
     ) -> None:
-        """With a `script`, its routing takes the place of what the routers say."""
         self._run = Forward(model)
         self._layers = layers
-        self._slots = slots
+        self._device = slots.device
         self._computation = computation
-        self._driver = driver
         self._told = told
         self._recorder = recorder
-        self._script = script
-        self._wants_next_gate = told.next_gate or recorder is not None
-        self._wants_weights = told.gates or told.gate is not None or recorder is not None
-        self._reading = False
-        """Whether the pass under way reads a prompt."""
-        self._skimming = False
-        """Whether the pass under way leaves out the experts."""
+        self._needs_next_gate = told.next_gate or recorder is not None
+        self._needs_weights = told.gates or told.gate is not None or recorder is not None
+        self._pass: Coroutine | None = None
+        """The pass under way; None while the model skims."""
+        self._request: Request
+        """Whose it is."""
+        self._prefill = False
+        """Whether it reads a prompt."""
         self._residual: torch.Tensor
         self._cache = DynamicCache()
-        self._kernels = [_LayerKernels(layer, store, slots, host) for layer in layers]
-        install(model, layers, self._reached)
+        self._experts = [LayerExperts(layer, store, slots, host) for layer in layers]
+        install(model, layers, self._layer_reached)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        if self._wants_next_gate:
+        if self._needs_next_gate:
             for layer in layers[:-1]:
                 if layer.norm is not None:
                     self._hooks.append(layer.norm.register_forward_pre_hook(self._keep_residual))
@@ -71,22 +72,39 @@ class Target:
         """A new request: nothing is in the context."""
         self._cache = DynamicCache()
 
-    def read(self, prompt: Sequence[int]) -> torch.Tensor:
-        """Reads a prompt; returns the logits [1, vocabulary] of its last token."""
-        self._reading = True
-        return self._forward(prompt, 1)
-
-    def verify(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Goes on with `tokens`; returns the logits [len(tokens), vocabulary] of all of them."""
-        self._reading = False
-        return self._forward(tokens, len(tokens))
-
     def skim(self, tokens: Sequence[int]) -> None:
-        """Puts `tokens` into the context without experts, unknown to the driver: for a script, whose requests may begin
-        behind a prompt that nobody recorded."""
-        self._skimming = True
+        """Puts `tokens` into the context without experts, unknown to the driver: for a trace whose requests begin
+        behind a prompt that was not recorded."""
         self._forward(tokens, 1)
-        self._skimming = False
+
+    def start_prompt(self, request: Request) -> None:
+        """Begins a pass over a request's prompt."""
+        self._start(request, request.prompt, 1, prefill=True)
+
+    def start_window(self, tokens: Sequence[int], request: Request) -> None:
+        """Begins a pass that goes on with `tokens`."""
+        self._start(request, tokens, len(tokens), prefill=False)
+
+    def next_layer(self) -> tuple[Routed, LayerExperts]:
+        """Goes on to the router of the next layer: what it routes, and who computes the layer's experts; they all must
+        be before the pass goes on."""
+        assert self._pass is not None
+        reached: tuple[Routed, LayerExperts] = self._pass.resume()
+        return reached
+
+    def logits(self) -> torch.Tensor:
+        """Goes on to the end of the pass; returns its logits: [1, vocabulary] of a prompt's last token, or [tokens,
+        vocabulary] of a window."""
+        assert self._pass is not None
+        logits: torch.Tensor = self._pass.resume()
+        self._pass = None
+        return logits
+
+    def cancel(self) -> None:
+        """Drops the pass under way, if any."""
+        if self._pass is not None:
+            self._pass.cancel()
+            self._pass = None
 
     def forget(self, tokens: int) -> None:
         """Takes the last `tokens` tokens out of the context."""
@@ -100,119 +118,61 @@ class Target:
             hook.remove()
         self.__dict__.clear()
 
+    def _start(self, request: Request, tokens: Sequence[int], keep: int, prefill: bool) -> None:
+        self._request, self._prefill = request, prefill
+        self._pass = Coroutine(partial(self._forward, tokens, keep))
+
     def _forward(self, tokens: Sequence[int], keep: int) -> torch.Tensor:
-        inputs = torch.tensor([tokens], device=self._slots.device)
+        inputs = torch.tensor([tokens], device=self._device)
         return self._run(inputs, self._cache, keep)
 
     def _keep_residual(self, _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         self._residual = arguments[0]
 
-    def _reached(
+    def _layer_reached(
         self, layer: MoeLayer, states: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """A forward pass got to a layer's experts: what they add up to [T, hidden]."""
-        if self._skimming:
+        """The pass has reached a layer's experts: what they add up to [T, hidden]."""
+        if self._pass is None:
             return torch.zeros_like(states)
-        spoken = self._listen(layer, experts, weights)
-        experts, weights, cells, shares, next_gate, gates = spoken
+        output = self._request.routing(layer.index, self._read_routing(layer, experts, weights))
+        experts, weights, chosen, shares, next_gate, gates = output
         if self._recorder is not None:
-            self._recorder.routed(layer.index, cells, shares, next_gate)
-        if self._told.gate is not None and len(cells) == 1 and not self._reading:
+            self._recorder.routed(layer.index, chosen, shares, next_gate)
+        if self._told.gate is not None and len(chosen) == 1 and not self._prefill:
             keep = self._told.gate.keeps(layer.index, len(self._layers), tuple(shares[0]))
-            experts, weights, cells = experts[:, :keep], weights[:, :keep], [cells[0][:keep]]
+            experts, weights, chosen = experts[:, :keep], weights[:, :keep], [chosen[0][:keep]]
         counts: dict[int, int] = {}
-        for cell in cells:
+        for cell in chosen:
             for expert in cell:
                 counts[expert] = counts.get(expert, 0) + 1
-        if self._reading:  # A trace tells which experts a prompt touches, but neither their order nor their weights.
+        if self._prefill:  # A trace has the experts that a prompt touches, but neither their order nor their weights.
             counts = dict(sorted(counts.items()))
             gates = (even_gate(tuple(counts)),) if self._told.gates else ()
-        rows = self._computation(layer.experts, states, experts, weights, counts)
-        kernels = self._kernels[layer.index]
-        kernels.take(rows)
-        told = next_gate if self._told.next_gate else None
-        self._driver.reach(Routed(tuple(counts), tuple(counts.values()), told, gates), kernels)
-        return kernels.combined()
+        reached = self._experts[layer.index]
+        reached.set_rows(self._computation(layer.experts, states, experts, weights, counts))
+        forecast = next_gate if self._told.next_gate else None
+        suspend((Routed(tuple(counts), tuple(counts.values()), forecast, gates), reached))
+        return reached.combined()
 
-    def _listen(self, layer: MoeLayer, experts: torch.Tensor, weights: torch.Tensor) -> Spoken:
-        """What a layer's router said, read with one synchronisation, or what the script has in its place."""
-        wanted = [experts]
-        if self._wants_weights:
-            wanted.append(weights / weights.sum(-1, keepdim=True))
+    def _read_routing(self, layer: MoeLayer, experts: torch.Tensor, weights: torch.Tensor) -> RouterOutput:
+        """What a layer's router chose, read with one synchronisation."""
+        needed = [experts]
+        if self._needs_weights:
+            needed.append(weights / weights.sum(-1, keepdim=True))
         forecast = self._next_gate(layer)
-        chosen, *values = read([*wanted, *forecast])
-        shares = fractions(values[0]) if self._wants_weights else []
+        ids, *values = read([*needed, *forecast])
+        shares = fractions(values[0]) if self._needs_weights else []
         next_gate = forecasts(*(each[None] for each in values[-2:]))[0] if forecast else None
-        cells: list[list[int]] = chosen.tolist()
+        chosen: list[list[int]] = ids.tolist()
         gates: tuple[Forecast, ...] = ()
-        if self._told.gates and not self._reading:
-            gates = tuple(tuple(zip(*each, strict=True)) for each in zip(cells, shares, strict=True))
-        spoken = Spoken(experts, weights, cells, shares, next_gate, gates)
-        return spoken if self._script is None else self._script.routed(layer.index, spoken)
+        if self._told.gates and not self._prefill:
+            gates = tuple(tuple(zip(*each, strict=True)) for each in zip(chosen, shares, strict=True))
+        return RouterOutput(experts, weights, chosen, shares, next_gate, gates)
 
     def _next_gate(self, layer: MoeLayer) -> tuple[torch.Tensor, ...]:
         """Experts and probabilities [T, k] that the next layer's router gives this layer's residual stream."""
         following = self._layers[layer.index + 1 : layer.index + 2]
-        if not following or self._reading or not self._wants_next_gate or following[0].norm is None:
+        if not following or self._prefill or not self._needs_next_gate or following[0].norm is None:
             return ()
         return following[0].forecast(self._residual.flatten(0, -2))
-
-
-class _LayerKernels:
-    """Computes experts of one layer, on the device or on the CPU, for one pass after the other."""
-
-    def __init__(self, layer: MoeLayer, store: HostStore, slots: SlotBuffer, host: HostWorker) -> None:
-        self._layer = layer
-        self._store = store
-        self._slots = slots
-        self._host = host
-        self._rows: Rows
-        self._on_host: dict[int, Future[torch.Tensor]] = {}
-
-    def take(self, rows: Rows) -> None:
-        """A pass got here with these rows."""
-        self._rows = rows
-
-    def compute(self, expert: int, slot: int) -> None:
-        self._rows.compute(expert, slot)
-
-    def enqueued(self, slots: Iterable[int]) -> None:
-        self._rows.launch()
-        self._slots.record_use(slots)
-
-    def compute_on_host(self, experts: Sequence[int]) -> None:
-        module, store = self._layer.experts, self._store
-        first = self._layer.index * module.num_experts
-
-        def computation(expert: int) -> Callable[[], torch.Tensor]:
-            states, ready = _to_host(self._rows.inputs(expert))
-
-            def compute() -> torch.Tensor:
-                if ready is not None:
-                    ready.synchronize()
-                return expert_output(module, states, store.layout.views(store.blob(first + expert)))
-
-            return compute
-
-        for expert in experts:
-            self._on_host[expert] = self._host.compute(self._layer.index, expert, computation(expert))
-
-    def combined(self) -> torch.Tensor:
-        """What all experts add up to [T, hidden]; the CPU's outputs are there, too."""
-        for expert, output in self._on_host.items():
-            self._rows.put(expert, output.result().to(self._slots.device, non_blocking=True))
-        total = self._rows.combined()
-        del self._rows  # A prompt's are large.
-        self._on_host.clear()
-        return total
-
-
-def _to_host(states: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """A copy in host memory, and what to wait for before it may be read."""
-    if states.device.type == "cpu":
-        return states, None
-    copy = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
-    copy.copy_(states, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record(torch.cuda.current_stream(states.device))
-    return copy, ready

@@ -28,6 +28,11 @@ def read(tensors: Sequence[torch.Tensor]) -> list[NDArray[Any]]:
     ]
 
 
+def fixed_point(probability: float) -> int:
+    """A probability as a whole number over 65536, rounded."""
+    return min(ONE, int(probability * ONE + 0.5))
+
+
 def fractions(probabilities: NDArray[Any]) -> list[Any]:
     """Probabilities as whole numbers over 65536, rounded, in lists nested as the array is."""
     numbers: list[Any] = np.minimum(probabilities * ONE + 0.5, ONE).astype(np.int64).tolist()

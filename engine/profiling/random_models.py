@@ -15,7 +15,7 @@ from engine.checkpoints.bundled import shipped_pair
 from engine.checkpoints.checkpoint import model_name
 from engine.checkpoints.loader import quiet, read_shell
 from engine.checkpoints.model_pair import describe_draft, describe_target, require_folder
-from engine.decoding.draft_model import match_layers
+from engine.decoding.layer_map import match_layers
 from engine.decoding.session import Weights
 from engine.memory.host_store import SharedStore, available_memory, require_memory
 from engine.memory.layout import Layout

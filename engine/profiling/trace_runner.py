@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from engine.decoding.forced_routing import Script
-from engine.decoding.session import Rig, Weights
-from engine.decoding.trace_decoder import ForcedDecoder
+from engine.decoding.decoder import Decoder
+from engine.decoding.forced_request import ForcedRequest
+from engine.decoding.forced_routing import ForcedRouting
+from engine.decoding.session import Session, Weights
 from engine.earlier_run import Foreknowledge
 from engine.memory.layout import Layout
 from engine.memory.slot_buffer import SlotBuffer
@@ -55,14 +56,14 @@ class Bench:
         Returns what the scheduler took per layer, in ns, apart from hearing of what landed.
 
         `slots` are as many as `config` has, or None to make them for this run; `gbps`, `latency_ns` and `imitated` as
-        in `Rig`.  Raises InputError where slots do not fit the device.
+        in `Session`.  Raises InputError where slots do not fit the device.
         """
         recipe = find_recipe(config.recipe)
         known = Foreknowledge(recipe, self.shape, config.gamma, trace)
         if slots is None:
             slots = SlotBuffer(self.layout, config.slots, self.device)
-        script = Script(self.shape.top_k, self.device)
-        with Rig(
+        routing = ForcedRouting(self.shape.top_k, self.device)
+        with Session(
             self.weights,
             slots,
             config,
@@ -72,7 +73,10 @@ class Bench:
             latency_ns=latency_ns,
             imitated=imitated,
             observers=observers,
-            script=script,
-        ) as rig:
-            ForcedDecoder(rig, script, known.popular, known.touched).run(requests(trace), told)
-            return rig.driver.deciding_ns
+        ) as session:
+            decoder = Decoder(session, known.popular, known.touched)
+            for lines in requests(trace):
+                for tokens in decoder.run(ForcedRequest(lines, routing, session.vocabulary, session.lengths)):
+                    told(len(tokens))
+            session.driver.finish()
+            return session.driver.deciding_ns

@@ -6,23 +6,23 @@ The blob of an expert holds its key, so that a slot shows who is in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 
-from engine.execution.clock import VirtualClock
 from engine.execution.cpu_worker import HostWorker
-from engine.execution.driver import Driver
+from engine.execution.driver import Driver, Poll
+from engine.execution.virtual_clock import VirtualClock
 from engine.memory.host_store import HostStore
 from engine.memory.layout import Layout
 from engine.memory.link import Link
 from engine.memory.slot_buffer import SlotBuffer
-from sim.machine.passes import Pass, PromptPass, StepPass, Told
+from sim.machine.passes import Pass, PromptPass, StepPass
 from spmoe.drive.dispatcher import Observer
 from spmoe.drive.draft_position import Unread
-from spmoe.drive.step import Accept, Attention, DraftLayers, DraftToken, Effect, Keep, Shorten
+from spmoe.drive.step import Routed
 from spmoe.machine.cost import CostModel
 from spmoe.scheduler.scheduler import Scheduler
+from spmoe.state.events import Forecast
 from spmoe.trace.windows import Request
 
 LAYOUT = Layout.of({"key": ((), torch.int64)})
@@ -37,7 +37,7 @@ def filled_store(keys: int) -> HostStore:
     return store
 
 
-class CheckedKernels:
+class CheckedExperts:
     """Computes nothing, but looks whether it could: AssertionError where the weights are not those of the expert."""
 
     def __init__(self, first: int, layer: int, store: HostStore, slots: SlotBuffer, host: HostWorker) -> None:
@@ -55,10 +55,10 @@ class CheckedKernels:
         assert found == self._first + expert, f"slot {slot} holds {found} instead of {self._first + expert}"
         self.computed.append(expert)
 
-    def enqueued(self, slots: Iterable[int]) -> None:
+    def launch(self, slots: Iterable[int]) -> None:
         self._slots.record_use(slots)
 
-    def compute_on_host(self, experts: Sequence[int]) -> None:
+    def compute_on_cpu(self, experts: Sequence[int]) -> None:
         for expert in experts:
             self._host.compute(
                 self._layer,
@@ -66,6 +66,82 @@ class CheckedKernels:
                 lambda expert=expert: self._store.blob(self._first + expert),  # type: ignore[misc]
             )
         self.computed += experts
+
+
+class Reads(Unread):
+    """How many tokens the draft reads, as it was last asked for."""
+
+    last = 0
+
+    def draft(self) -> int:
+        self.last = super().draft()
+        return self.last
+
+
+class ScriptedPass:
+    """A forward pass whose outcomes are those of the simulator's; its experts compute nothing, but are checked."""
+
+    def __init__(self, script: Pass, tokens: int, context: int, models: ScriptedModels) -> None:
+        self._script = script
+        self.tokens = tokens
+        self.context = context
+        self.verified = 1
+        self._models = models
+        self._experts: CheckedExperts | None = None
+        self._routed: tuple[int, ...] = ()
+
+    def attention(self, layer: int) -> tuple[Routed, CheckedExperts]:
+        self._check_last_layer()
+        routed, self._experts = self._script.attention(layer)[1], self._models.experts_of(layer)
+        self._routed = routed.experts
+        return routed, self._experts
+
+    def accept(self) -> int:
+        self._check_last_layer()
+        return self._script.accept()[1]
+
+    def _check_last_layer(self) -> None:
+        if self._experts is not None:
+            assert sorted(self._experts.computed) == sorted(self._routed), "every expert computes once"
+
+
+class ScriptedRound(ScriptedPass):
+    """A round of the simulator's."""
+
+    def __init__(self, script: StepPass, position: int, known: int, reads: Reads, models: ScriptedModels) -> None:
+        super().__init__(script, 1 + known, position + 1 + known, models)
+        self._round = script
+        self._position = position
+        self._reads = reads
+        self._verifying = False
+        self.verified = self.tokens
+
+    @property
+    def draft_reads(self) -> int:
+        return self._reads.last
+
+    def draft_layers(self, token: int, first: int, end: int, _poll: Poll) -> tuple[Forecast, ...]:
+        return self._round.draft_layers(token, first, end)[1]
+
+    def draft_token(self, token: int, _poll: Poll) -> int | None:
+        if not self._verifying:
+            self._set_window(token + 1)
+        return self._round.draft_token(token, self._models.config.layers)[1]
+
+    def shorten(self, drafted: int) -> None:
+        self._set_window(drafted)
+        self._round.shorten(drafted)
+
+    def keep(self) -> int:
+        return self._round.stands
+
+    def attention(self, layer: int) -> tuple[Routed, CheckedExperts]:
+        self._verifying = True
+        return super().attention(layer)
+
+    def _set_window(self, drafted: int) -> None:
+        self.tokens = self.verified = 1 + drafted
+        self.context = self._position + self.tokens
 
 
 class ScriptedModels:
@@ -81,65 +157,35 @@ class ScriptedModels:
         host: HostWorker,
     ) -> None:
         self._driver = driver
-        self._config = scheduler.config
-        speculation = scheduler.recipe.speculation
-        self._gamma = speculation.gamma(scheduler.config.gamma)
-        self._beyond = max(0, speculation.lead(scheduler.config.gamma) - 1)
+        self.config = scheduler.config
+        self._recipe = scheduler.recipe
+        self._gamma = self._recipe.speculation.gamma(self.config.gamma)
+        self._beyond = max(0, self._recipe.speculation.lead(self.config.gamma) - 1)
         self._cost = cost
         self._store = store
         self._slots = slots
         self._host = host
-        needs = scheduler.recipe.needs
-        self._told = Told("next_gate" in needs, "gates" in needs, scheduler.recipe.gate)
-        self._knows_prompts = "future" in needs
+
+    def experts_of(self, layer: int) -> CheckedExperts:
+        """Those of a layer, for one pass."""
+        return CheckedExperts(layer * self.config.experts, layer, self._store, self._slots, self._host)
 
     def run(self, request: Request, popular: tuple[int, ...]) -> None:
         """One request, to its end."""
-        driver, gamma = self._driver, self._gamma
-        unread, policy = Unread(), self._config.recipe
+        driver, recipe = self._driver, self._recipe
+        reads = Reads()
         driver.begin(request.number, popular)
-        if request.prefill is not None:
-            driver.prefill(request.prefill.prompt_tokens, request.prefill.touched if self._knows_prompts else ())
-            self._forward(PromptPass(self._cost, request.prefill, policy, self._told))
+        if (prefill := request.prefill) is not None:
+            prompt = PromptPass(self._cost, prefill, recipe.name, recipe.told)
+            touched = prefill.touched if "future" in recipe.needs else ()
+            driver.prefill(ScriptedPass(prompt, prefill.prompt_tokens, prefill.prompt_tokens, self), touched)
         known = 0
-        while lines := request.lines(gamma + 1 + self._beyond):
-            this = StepPass(self._cost, lines, gamma, request.position, unread, policy, self._told, known)
-            reach = this.reach if self._beyond else 0
-            driver.step(request.position, this.limit, known, reach, lambda piece: value_of(this, piece))  # noqa: B023
-            self._forward(this)
+        while lines := request.lines(self._gamma + 1 + self._beyond):
+            this = StepPass(self._cost, lines, self._gamma, request.position, reads, recipe.name, recipe.told, known)
+            scripted = ScriptedRound(this, request.position, known, reads, self)
+            driver.step(scripted, this.limit, known, this.reach if self._beyond else 0)
             known = this.stands
             request.advance(this.tokens)
-
-    def _forward(self, script: Pass) -> None:
-        """Answers what the driver asks for, until the program is over."""
-        while (asked := self._driver.asked) is not None:
-            value = value_of(script, asked)
-            if isinstance(asked, Attention):
-                first = asked.layer * self._config.experts
-                kernels = CheckedKernels(first, asked.layer, self._store, self._slots, self._host)
-                self._driver.reach(value, kernels)
-                assert sorted(kernels.computed) == sorted(value.experts), "every expert computes once"
-                next_asked = self._driver.asked
-                assert isinstance(next_asked, Attention | Accept)
-            else:
-                self._driver.answer(value)
-
-
-def value_of(script: Any, effect: Effect) -> Any:
-    """What comes of an effect."""
-    match effect:
-        case Attention(layer):
-            return script.attention(layer)[1]
-        case DraftLayers():
-            return script.draft_layers(*effect)[1]
-        case DraftToken():
-            return script.draft_token(*effect)[1]
-        case Accept():
-            return script.accept()[1]
-        case Keep():
-            return script.stands
-        case Shorten(drafted):
-            return script.shorten(drafted)
 
 
 def run_scripted(

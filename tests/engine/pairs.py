@@ -16,7 +16,8 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from engine.checkpoints.loader import quiet
 from engine.cli.report import trace_of
-from engine.decoding.draft_model import Asker, Draft
+from engine.decoding.draft_model import Poll
+from engine.decoding.drafter import Drafter
 from engine.decoding.forward import Forward
 from engine.decoding.sampler import Proposal, Sampler, Verdict
 from engine.engine import Engine
@@ -238,13 +239,13 @@ def listening() -> Iterator[list[Heard]]:
 @contextmanager
 def drafting(guess: Callable[[Sequence[int]], int]) -> Iterator[None]:
     """In the block drafts propose what `guess` says of the tokens so far, whatever their models say (greedy only)."""
-    propose = Draft.propose
+    propose = Drafter.propose
 
-    def instead(self: Draft, tokens: Sequence[int], sampler: Sampler, asker: Asker) -> Proposal:
-        return propose(self, tokens, sampler, asker)._replace(token=guess(tokens))
+    def instead(self: Drafter, poll: Poll) -> Proposal:
+        return propose(self, poll)._replace(token=guess(self.context))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Draft, "propose", instead)
+        patch.setattr(Drafter, "propose", instead)
         yield
 
 

@@ -118,7 +118,7 @@ def test_popularity_stands_in_where_no_state_can_be_forecast_from(
     with Engine.from_pretrained(*pair, policy=policy, cache=0.5) as engine:
         plain = engine.generate(PROMPT, 24).tokens
     monkeypatch.setattr("engine.moe.layers.attention_norm", lambda layer: None)
-    monkeypatch.setattr("engine.decoding.draft_model.attention_norm", lambda layer: None)
+    monkeypatch.setattr("engine.decoding.layer_map.attention_norm", lambda layer: None)
     with Engine.from_pretrained(*pair, policy=policy, cache=0.5) as engine:
         assert engine.plan.recipe.name == expected
         assert f"{expected} stands in for {policy}: the norm behind attention was not found" in engine.plan.fallback

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-import engine.decoding.target_model as target_module  # noqa: E402
+import engine.decoding.layer_experts as layer_experts  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.memory.copiers import Flight, MemoryCopier, Run  # noqa: E402
 from engine.options import Options  # noqa: E402
@@ -164,8 +164,8 @@ def test_an_expert_that_fails_on_the_cpu_is_told(
             raise ArithmeticError("no such number")
         return honest(*_arguments)
 
-    honest = target_module.expert_output
-    monkeypatch.setattr(target_module, "expert_output", fails)
+    honest = layer_experts.expert_output
+    monkeypatch.setattr(layer_experts, "expert_output", fails)
     with Engine(make_plan(*pair, options(time, policy=policy))) as engine:
         with pytest.raises(ArithmeticError, match="no such number"):
             engine.generate(PROMPT, BUDGET, ignore_eos=True)
@@ -201,7 +201,7 @@ def test_a_failure_while_setting_up_leaves_nothing_running(monkeypatch: pytest.M
     def fails(*_arguments: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("engine.decoding.session.Target", fails)
+    monkeypatch.setattr("engine.decoding.session.TargetModel", fails)
     with pytest.raises(InputError, match="out of memory on cpu"):
         Engine(make_plan(*pair, options(None)))
 

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 pytest.importorskip("transformers", reason="the engine needs transformers")
 
-from engine.decoding.draft_loop import Chain
+from engine.decoding.drafter import Drafter
 from engine.decoding.sampler import Sampler, Verdict
 from engine.engine import Engine
 from spmoe.policy.registry import RECIPES
@@ -86,22 +86,21 @@ def test_so_it_is_where_lengths_are_chosen_and_the_draft_goes_on(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch, length: dict[str, Any]
 ) -> None:
     """With a draft that is right often enough for its tokens past the window to stand."""
-    kept = Counter[int]()
-    end = Chain.end
+    counts_of_kept = Counter[int]()
+    round_ended = Drafter.round_ended
 
-    def counted(self: Chain, *arguments: Any) -> int:
-        found = end(self, *arguments)
-        kept[found] += 1
-        return found
+    def counted(self: Drafter, length: int, kept: int) -> None:
+        counts_of_kept[kept] += 1
+        round_ended(self, length, kept)
 
-    monkeypatch.setattr(Chain, "end", counted)
+    monkeypatch.setattr(Drafter, "round_ended", counted)
     joint = ancestral(pairs.eager(pairs.target("mixtral", **SMALL), torch.float64), 0.7)
     slow = replace(FAST, link=replace(FAST.link, bandwidth=3 * 10**6))
     counts = count(
         pairs, "noisy", 0.7, ROUNDS, policy="spmoe.foresight", virtual_time=slow, cpu_experts=False, **length
     )
     assert min(p_values(counts, joint)) > 1e-3
-    assert (sum(kept.values()) > kept[0]) == (length["gamma"] is not None)
+    assert (sum(counts_of_kept.values()) > counts_of_kept[0]) == (length["gamma"] is not None)
 
 
 def test_drafts_that_are_always_accepted_do_not_pass(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from benchmarks.engine.random_pair import write_random_pair
 from engine.__main__ import main
-from engine.decoding import target_model as target
-from engine.execution.driver import Driver
+from engine.decoding.draft_model import DraftModel
+from engine.decoding.target_model import TargetModel
 from engine.memory import copiers as copies
 from spmoe.cli import Stopped
 from tests.paths import ROOT, TRACES
@@ -375,11 +375,15 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. 
     ("place", "error", "words"),
     [
         ((torch, "zeros"), FULL, ["16 slots take 192.0 KiB", "--cache or --slots"]),
-        ((target.Target, "read"), FULL, ["out of memory on cpu", "16 experts take 192.0 KiB", "--cache or --slots"]),
-        ((Driver, "look"), FULL, ["out of memory on cpu", "--cache or --slots"]),
-        ((target.Target, "read"), MemoryError(), ["out of memory on cpu"]),
         (
-            (target.Target, "read"),
+            (TargetModel, "start_prompt"),
+            FULL,
+            ["out of memory on cpu", "16 experts take 192.0 KiB", "--cache or --slots"],
+        ),
+        ((DraftModel, "_layer_reached"), FULL, ["out of memory on cpu", "--cache or --slots"]),
+        ((TargetModel, "start_prompt"), MemoryError(), ["out of memory on cpu"]),
+        (
+            (TargetModel, "start_prompt"),
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
             ["out of memory on cpu"],
         ),
@@ -395,8 +399,8 @@ def test_memory_that_runs_out_names_the_budget(
     words: list[str],
 ) -> None:
     monkeypatch.setattr(*place, raising(error))
-    # The draft looks for the first time when a token has been put out: what stands for it depends on the weights.
-    begun = place == (Driver, "look")
+    # The draft runs for the first time when a token has been put out: what stands for it depends on the weights.
+    begun = place == (DraftModel, "_layer_reached")
     said = refused("--model", pair[0], "--draft", pair[1], *PROMPT, "--log", tmp_path / "log", begun=begun)
     for word in words:
         assert word in said
@@ -417,8 +421,9 @@ def test_a_copy_that_fails_twice_is_one_line(refused: Refused, pair: Pair, monke
         ("engine.cli.inputs", "make_plan"),
         ("engine.engine", "load_rest"),
         ("engine.engine", "load_experts"),
-        ("engine.decoding.target_model.Target", "read"),
-        ("engine.execution.driver.Driver", "look"),
+        ("engine.decoding.target_model.TargetModel", "start_prompt"),
+        ("engine.execution.driver.Driver", "poll"),
+        ("engine.decoding.draft_model.DraftModel", "_layer_reached"),
         ("engine.cli.run", "compare"),
         ("engine.cli.run", "write_trace"),
     ],

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,7 +21,8 @@ from engine.cli.inputs import Models
 from engine.cli.parser import parser
 from engine.cli.prompts import number_prompts
 from engine.cli.record import _plan
-from engine.decoding.target_model import Target
+from engine.decoding.request import Request
+from engine.decoding.target_model import TargetModel
 from sim.__main__ import main as simulator
 from spmoe.cli import Stopped
 from spmoe.trace.reader import TraceFile
@@ -256,14 +256,14 @@ def test_what_is_interrupted_keeps_the_last_trace_and_leaves_nothing_else(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     out = tmp_path / "out.jsonl"
     out.write_text("an older one")
-    read, calls = Target.read, iter(range(9))
+    start, calls = TargetModel.start_prompt, iter(range(9))
 
-    def second_fails(self: Target, prompt: Any) -> Any:
+    def third_fails(self: TargetModel, request: Request) -> None:
         if next(calls) == 2:
             raise stop
-        return read(self, prompt)
+        start(self, request)
 
-    monkeypatch.setattr(Target, "read", second_fails)
+    monkeypatch.setattr(TargetModel, "start_prompt", third_fails)
     assert record("--prompts", prompts, "--out", out, *pair, *NEW) == status
     assert capsys.readouterr() == ("", said)
     assert out.read_text() == "an older one" and sorted(tmp_path.iterdir()) == [out, prompts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,10 +16,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 pytest.importorskip("transformers", reason="the engine needs transformers")
 
-from engine.decoding.draft_model import Asker, Draft  # noqa: E402
-from engine.decoding.sampler import Proposal, Sampler  # noqa: E402
+from engine.decoding.draft_model import DraftModel, Poll  # noqa: E402
+from engine.decoding.drafter import Drafter  # noqa: E402
+from engine.decoding.passes import RoundPass  # noqa: E402
+from engine.decoding.sampler import Proposal  # noqa: E402
 from engine.engine import Engine  # noqa: E402
-from engine.execution.coroutine import Aside  # noqa: E402
 from engine.options import Options  # noqa: E402
 from engine.plan import make_plan  # noqa: E402
 from spmoe.machine.hardware import Hardware  # noqa: E402
@@ -153,23 +154,23 @@ def test_a_token_half_read_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, pair
     folder = pairs.draft("noisy", "mixtral")
     assert folder is not None
     reference = pairs.eager(folder, torch.float64)
-    propose, forget = Draft.propose, Draft.forget
+    propose, forget = Drafter.propose, DraftModel.forget
     half_read = 0
 
-    def compared(self: Draft, so_far: Sequence[int], sampler: Sampler, asker: Asker) -> Proposal:
-        found = propose(self, so_far, sampler, asker)
-        assert found.token == int(reference(input_ids=torch.tensor([so_far])).logits[0, -1].argmax())
+    def compared(self: Drafter, poll: Poll) -> Proposal:
+        found = propose(self, poll)
+        assert found.token == int(reference(input_ids=torch.tensor([self.context])).logits[0, -1].argmax())
         return found
 
-    def checked(self: Draft, length: int) -> None:
+    def checked(self: DraftModel, length: int) -> None:
         nonlocal half_read
         layers: list[Any] = self._cache.layers
         half_read += len({layer.get_seq_length() for layer in layers}) > 1
         forget(self, length)
         assert {layer.get_seq_length() for layer in layers} <= {self._seen}
 
-    monkeypatch.setattr(Draft, "propose", compared)
-    monkeypatch.setattr(Draft, "forget", checked)
+    monkeypatch.setattr(Drafter, "propose", compared)
+    monkeypatch.setattr(DraftModel, "forget", checked)
     with Watched(pairs.target("mixtral"), folder, SHORT, dtype="float64", **LENGTHS[length]) as engine:
         for prompt in prompts(2):
             engine.generate(prompt, 16, ignore_eos=True)
@@ -177,19 +178,25 @@ def test_a_token_half_read_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, pair
 
 
 @pytest.mark.parametrize("machine", [WAITING, None], ids=["virtual", "real"])
-def test_an_error_past_the_window_is_told_once(
+def test_an_error_past_the_window_comes_out_once(
     monkeypatch: pytest.MonkeyPatch, pairs: Pairs, machine: Hardware | None
 ) -> None:
     """In the middle of the draft's forward pass."""
-    passed = Draft._passed
+    reached, attention = DraftModel._layer_reached, RoundPass.attention
+    verifying = False
 
-    def fails(self: Draft, *arguments: Any) -> None:
-        if isinstance(self._asker, Aside):
-            assert threading.current_thread() is not threading.main_thread()
+    def begins(self: RoundPass, layer: int) -> Any:
+        nonlocal verifying
+        verifying = True
+        return attention(self, layer)
+
+    def fails(self: DraftModel, *arguments: Any) -> None:
+        if verifying and self.running:
             raise ArithmeticError("no such number")
-        passed(self, *arguments)
+        reached(self, *arguments)
 
-    monkeypatch.setattr(Draft, "_passed", fails)
+    monkeypatch.setattr(RoundPass, "attention", begins)
+    monkeypatch.setattr(DraftModel, "_layer_reached", fails)
     with Watched(pairs.target("mixtral"), pairs.draft("itself", "mixtral"), machine, gamma=2) as engine:
         with pytest.raises(ArithmeticError, match="no such number"):
             engine.generate((1, 5, 9), 20, ignore_eos=True)
@@ -210,7 +217,8 @@ def test_an_interrupt_past_the_window_leaves_nothing_running(pairs: Pairs) -> No
         pytest.raises(KeyboardInterrupt),
         Watched(pairs.target("mixtral"), pairs.draft("itself", "mixtral"), WAITING, gamma=2) as engine,
     ):
-        engine._driver._observers = (*engine._driver._observers, interrupt)
+        dispatcher = engine._driver._dispatcher
+        dispatcher._observers = (*dispatcher._observers, interrupt)
         engine.generate((1, 5, 9), 20, ignore_eos=True)
 
 

@@ -10,9 +10,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-import engine.execution.clock  # noqa: E402
-from engine.execution.clock import Happening, RealClock, VirtualClock  # noqa: E402
+import engine.execution.real_clock  # noqa: E402
+from engine.execution.clock import Notice  # noqa: E402
 from engine.execution.cpu_worker import HostResult  # noqa: E402
+from engine.execution.real_clock import RealClock  # noqa: E402
+from engine.execution.virtual_clock import VirtualClock  # noqa: E402
 from engine.memory.link import Completion  # noqa: E402
 from spmoe.machine.cost import CostModel  # noqa: E402
 from spmoe.machine.hardware import load_hardware  # noqa: E402
@@ -81,8 +83,8 @@ def virtual(link: Link | None = None, results: int = 0) -> VirtualClock:
     return VirtualClock(link or Link(), Host(results), costs(), "on-demand.lru", Told())  # type: ignore[arg-type]
 
 
-def events(happenings: Iterator[Happening]) -> list[object]:
-    return [happening.event for happening in happenings]
+def events(notices: Iterator[Notice]) -> list[object]:
+    return [notice.event for notice in notices]
 
 
 LOAD = 8_000_000
@@ -92,7 +94,7 @@ def test_batches_follow_each_other_at_the_times_of_the_cost_model() -> None:
     clock = virtual()
     clock.submit(submit(0, loads=2))
     clock.submit(submit(1))
-    assert events(clock.meanwhile()) == [] and clock.now == 0
+    assert events(clock.poll()) == [] and clock.now == 0
     assert events(clock.wait()) == [BatchArrived(10 + 2 * LOAD, 0, 10, 10 + 2 * LOAD)]
     assert clock.now == clock.idle_ns == 10 + 2 * LOAD
     assert events(clock.wait()) == [BatchArrived(10 + 3 * LOAD, 1, 10 + 2 * LOAD, 10 + 3 * LOAD)]
@@ -119,9 +121,9 @@ def test_what_is_submitted_in_answer_may_arrive_before_the_end() -> None:
     clock = VirtualClock(Link(), Host(), cost, "on-demand.lru", Told())  # type: ignore[arg-type]
     clock.submit(submit(0))
     told = []
-    for happening in clock.attended(0, 1, 1):
-        told.append(happening.event.time)
-        assert clock.now == happening.event.time
+    for notice in clock.attended(0, 1, 1):
+        told.append(notice.event.time)
+        assert clock.now == notice.event.time
         if len(told) < 4:
             clock.submit(submit(len(told)))
     assert told == [8, 16, 24, 32]
@@ -161,16 +163,16 @@ def test_what_was_not_due_is_no_arrival() -> None:
 def test_a_failure_is_told_when_the_batch_would_have_arrived() -> None:
     clock = virtual(Link(frozenset({0})))
     clock.submit(submit(0))
-    happening = next(clock.wait())
-    assert happening.event == BatchFailed(10 + LOAD, 0)
-    assert isinstance(happening.cause, OSError)
+    notice = next(clock.wait())
+    assert notice.event == BatchFailed(10 + LOAD, 0)
+    assert isinstance(notice.cause, OSError)
 
 
 @pytest.mark.parametrize("results", [0, 1])
 def test_no_real_wait_ends_later_than_the_clock_says(monkeypatch: pytest.MonkeyPatch, results: int) -> None:
     """Every look at the time takes a microsecond."""
     ticks = count(0, 1000)
-    monkeypatch.setattr(engine.execution.clock.time, "perf_counter_ns", lambda: next(ticks))
+    monkeypatch.setattr(engine.execution.real_clock.time, "perf_counter_ns", lambda: next(ticks))
     link = Link()
     clock = RealClock(link, Host(results), 0, torch.device("cpu"))  # type: ignore[arg-type]
     if not results:

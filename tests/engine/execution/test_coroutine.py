@@ -1,105 +1,123 @@
-"""Work that stops in the middle and goes on when more is asked: by turns, and without anything left behind."""
+"""Calls that suspend in the middle and go on when they are resumed, with nothing left behind."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import traceback
+from contextvars import ContextVar
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.execution.coroutine import Aside, Piece  # noqa: E402
-from spmoe.drive.step import DraftLayers, DraftToken  # noqa: E402
-
-CPU = torch.device("cpu")
-PIECES: tuple[Piece, ...] = (DraftLayers(4, 0, 2), DraftLayers(4, 2, 3), DraftToken(4, 3))
+from engine.execution.coroutine import Coroutine, suspend  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_running() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) <= before
+def nested(depth: int) -> str:
+    """Suspends at the bottom of a call stack, twice."""
+    if depth:
+        return nested(depth - 1)
+    suspend("first")
+    suspend("second")
+    return "end"
 
 
-def test_it_goes_on_where_it_stopped() -> None:
-    seen: list[object] = []
-
-    def work(aside: Aside) -> None:
-        inner(aside, 2)
-
-    def inner(aside: Aside, depth: int) -> None:
-        if depth:  # A call stack, in the middle of which it stops.
-            inner(aside, depth - 1)
-        while True:
-            seen.append((depth, aside.asked))
-            aside.answer(len(seen))
-
-    with Aside(CPU) as aside:
-        assert [aside.ask(piece, work) for piece in PIECES] == [1, 2, 3]
-        assert seen == [(0, piece) for piece in PIECES]
-        aside.leave()
-        assert aside.asked is None
-        aside.leave()
-        assert aside.ask(PIECES[0], work) == 4
+def test_it_goes_on_where_it_suspended() -> None:
+    one, other = Coroutine(lambda: nested(2)), Coroutine(lambda: nested(5))
+    assert [one.resume(), other.resume(), one.resume()] == ["first", "first", "second"]
+    assert not one.over
+    assert one.resume() == "end" and one.over
+    assert [other.resume(), other.resume()] == ["second", "end"]
 
 
-def test_what_is_left_unwinds() -> None:
-    left: list[str] = []
+def test_nothing_comes_after_the_end() -> None:
+    done = Coroutine(lambda: 1)
+    assert done.resume() == 1
+    with pytest.raises(RuntimeError, match="the call is over"):
+        done.resume()
+    done.cancel()
 
-    def work(aside: Aside) -> None:
+
+def test_it_runs_in_the_thread_and_the_modes_of_whoever_resumes_it() -> None:
+    def look() -> tuple[object, bool, int]:
+        return threading.current_thread(), torch.is_inference_mode_enabled(), torch.get_num_threads()
+
+    def call() -> None:
+        suspend(look())
+        suspend(look())
+
+    coroutine = Coroutine(call)
+    with torch.inference_mode():
+        assert coroutine.resume() == look()
+    assert coroutine.resume() == look()
+    coroutine.cancel()
+
+
+def test_context_variables_stay_within() -> None:
+    """transformers sets one around a forward pass, and another pass runs before it is reset."""
+    variable: ContextVar[int] = ContextVar("variable", default=0)
+
+    def call() -> None:
+        token = variable.set(1)
+        suspend(variable.get())
+        variable.reset(token)
+
+    one, other = Coroutine(call), Coroutine(call)
+    assert (one.resume(), variable.get(), other.resume()) == (1, 0, 1)
+    one.resume()
+    other.resume()
+    assert variable.get() == 0
+
+
+def test_what_is_cancelled_unwinds() -> None:
+    unwound: list[int] = []
+
+    def call() -> None:
         try:
-            while True:
-                aside.answer(None)
+            suspend()
+        except Exception:
+            unwound.append(-1)
         finally:
-            left.append(threading.current_thread().name)
+            unwound.append(1)
 
-    with Aside(CPU) as aside:
-        for round in range(3):
-            aside.ask(PIECES[0], work)
-            assert len(left) == round
-            aside.leave()
-            assert len(left) == round + 1
-        aside.ask(PIECES[0], work)
-    assert len(left) == 4 and all(name.startswith("spmoe-draft") for name in left)
-    aside.close()
-
-
-def test_an_error_comes_once() -> None:
-    def work(aside: Aside) -> None:
-        aside.answer(1)
-        raise ArithmeticError("no such number")
-
-    with Aside(CPU) as aside:
-        assert aside.ask(PIECES[0], work) == 1
-        with pytest.raises(ArithmeticError, match="no such number"):
-            aside.ask(PIECES[1], work)
-        aside.leave()
-        assert aside.ask(PIECES[0], work) == 1
+    coroutine = Coroutine(call)
+    coroutine.cancel()
+    assert coroutine.over and not unwound  # Never begun.
+    coroutine = Coroutine(call)
+    coroutine.resume()
+    coroutine.cancel()
+    assert coroutine.over and unwound == [1]
+    coroutine.cancel()
+    assert unwound == [1]
 
 
-def test_it_computes_as_its_owner_does() -> None:
-    def work(aside: Aside) -> None:
-        aside.answer((torch.is_inference_mode_enabled(), torch.get_num_threads()))
+def test_an_error_while_unwinding_comes_out() -> None:
+    def call() -> None:
+        try:
+            suspend()
+        finally:
+            raise ArithmeticError("no such number")
 
-    with Aside(CPU) as aside:
-        assert aside.ask(PIECES[0], work) == (True, torch.get_num_threads())
+    coroutine = Coroutine(call)
+    coroutine.resume()
+    with pytest.raises(ArithmeticError, match="no such number"):
+        coroutine.cancel()
 
 
-def test_an_owner_who_was_interrupted_can_close() -> None:
-    """It no longer waits for the answer, which comes all the same."""
-    begun, go_on = threading.Event(), threading.Event()
+@pytest.mark.parametrize("error", [ArithmeticError("no such number"), KeyboardInterrupt()])
+def test_an_error_comes_out_once_with_its_traceback(error: BaseException) -> None:
+    def raising() -> None:
+        suspend(1)
+        raise error
 
-    def work(aside: Aside) -> None:
-        begun.set()
-        go_on.wait()
-        aside.answer(1)
+    coroutine = Coroutine(lambda: raising())
+    assert coroutine.resume() == 1
+    with pytest.raises(type(error)) as found:
+        coroutine.resume()
+    assert "raising" in [frame.name for frame in traceback.extract_tb(found.tb)]
+    assert coroutine.over
 
-    aside = Aside(CPU)
-    asking = threading.Thread(target=lambda: aside.ask(PIECES[0], work))  # As if it were interrupted.
-    asking.start()
-    begun.wait()
-    go_on.set()
-    aside.close()
-    asking.join()
+
+def test_what_is_no_coroutine_cannot_suspend() -> None:
+    with pytest.raises(RuntimeError, match="nothing to suspend"):
+        suspend()

@@ -1,0 +1,67 @@
+"""A request whose tokens are chosen from what the models compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+import torch
+
+from engine.decoding.request import Acceptance, DraftLengths, RoundLimits, RouterOutput
+from engine.decoding.sampler import Proposal, Sampler
+from engine.decoding.to_host import fixed_point
+from spmoe.state.events import Forecast
+
+
+class SampledRequest:
+    """Greedy decoding or sampling behind a prompt; a `Request`."""
+
+    def __init__(
+        self, number: int, prompt: Sequence[int], budget: int, ends: Set[int], sampler: Sampler, lengths: DraftLengths
+    ) -> None:
+        """At most `budget` >= 1 tokens are put out; the first of `ends` is the last."""
+        self.number = number
+        self.prompt: Sequence[int] = tuple(prompt)
+        self.skipped: Sequence[int] = ()
+        self.tokens = list(prompt)
+        self.sampler = sampler
+        self._length = len(prompt) + budget
+        self._ends = ends
+        self._lengths = lengths
+
+    @property
+    def position(self) -> int:
+        return len(self.tokens) - 1
+
+    def prompt_read(self, logits: torch.Tensor) -> list[int]:
+        self.tokens.append(self.sampler.verify((), (), logits).next_token)
+        return self.tokens[-1:]
+
+    def next_round(self) -> RoundLimits | None:
+        left = self._length - len(self.tokens)
+        if left <= 0 or self.tokens[-1] in self._ends:
+            return None
+        # Whether a token drawn in the round before is verified must not depend on what it has brought about since.
+        biased = self._lengths.chosen and not self.sampler.greedy
+        return RoundLimits(min(self._lengths.gamma, left - 1), 0 if biased else self._lengths.reach(left))
+
+    def routing(self, layer: int, output: RouterOutput) -> RouterOutput:
+        return output
+
+    def forecasts(self, token: int, first: int, end: int, found: tuple[Forecast, ...]) -> tuple[Forecast, ...]:
+        return found
+
+    def confidence(self, token: int, proposal: Proposal) -> int | None:
+        """Where it decides on the length, it must not depend on which token was drawn."""
+        return fixed_point(proposal.largest if self._lengths.chosen else proposal.probability)
+
+    def accept(self, proposals: Sequence[Proposal], window: int, logits: torch.Tensor) -> Acceptance:
+        drafted = [each.token for each in proposals[:window]]
+        agreed, last = self.sampler.verify(drafted, [each.distribution for each in proposals[:window]], logits)
+        # The request is over with the first token that ends it, whatever stands behind it.
+        accepted = next((place for place in range(agreed) if drafted[place] in self._ends), agreed)
+        next_token = drafted[accepted] if accepted < agreed else last
+        went_on = agreed == window < len(proposals) and proposals[window].token == last
+        return Acceptance(accepted, agreed + went_on, next_token, went_on and next_token not in self._ends)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        self.tokens += tokens
