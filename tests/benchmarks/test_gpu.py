@@ -164,6 +164,7 @@ def _submit(batch: int, loads: int) -> Submit:
     return Submit(batch, Purpose.DEMAND, tuple(Load(key, key, None) for key in range(loads)))
 
 
+@pytest.mark.slow
 def test_a_geometry_is_profiled_and_measured(tmp_path: Path) -> None:
     """All of it with a random pair of the shape of the shipped one, in next to no memory."""
     torch = pytest.importorskip("torch")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,16 @@ from tests.soak import times
 CASES = dict(named_cases())
 SAMPLES = {name: random.Random(name).sample(sorted(CASES), 3) for name in RECIPES}
 """The cases that every run of the suite tries with a recipe; a soak tries all."""
-CHOOSING = [recipe for recipe in RECIPES.values() if recipe.speculation.chooses]
+CHOOSING = [name for name, recipe in RECIPES.items() if recipe.speculation.chooses]
+
+
+def pairs_to_try(policies: Iterable[str]) -> list[Any]:
+    """Every policy with every case; slow are those outside its sample."""
+    return [
+        pytest.param(policy, name, marks=() if name in SAMPLES[policy] else pytest.mark.slow)
+        for policy in policies
+        for name in CASES
+    ]
 
 
 def check(recording: Recording) -> None:
@@ -56,14 +67,7 @@ def check_budget(recipe: Recipe, recording: Recording, case: Case) -> None:
     assert not any(left.values())
 
 
-@pytest.mark.parametrize(
-    ("policy", "name"),
-    [
-        pytest.param(policy, name, marks=() if name in sample else pytest.mark.slow)
-        for policy, sample in SAMPLES.items()
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize(("policy", "name"), pairs_to_try(RECIPES))
 def test_keeps_the_contract(driver: Drive, policy: str, name: str) -> None:
     recipe = RECIPES[policy]
     case = with_room(recipe, CASES[name])
@@ -119,9 +123,9 @@ def test_both_drivers_do_the_same_on_random_traces(recipe: Recipe, case: Case) -
     check_same(recipe, case)
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("recipe", CHOOSING, ids=[recipe.name for recipe in CHOOSING])
-def test_lengths_that_are_chosen(recipe: Recipe, name: str) -> None:
+@pytest.mark.parametrize(("policy", "name"), pairs_to_try(CHOOSING))
+def test_lengths_that_are_chosen(policy: str, name: str) -> None:
+    recipe = RECIPES[policy]
     for bandwidth in (10**8, 10**9, 10**10):
         case = with_room(recipe, replace(CASES[name], gamma=8, chooses=True, bandwidth=bandwidth))
         recording = simulate(recipe, case)

@@ -82,7 +82,13 @@ def check(found: Run, folder: Path) -> None:
     assert ours == result
 
 
-@pytest.mark.parametrize("setup", list(setups()), ids=lambda setup: setup.name)
+def one_each() -> Iterator[Any]:
+    """One setup of each recipe in every run, by turns on the slow and the fast machine; a soak runs both."""
+    for number, setup in enumerate(setups()):
+        yield pytest.param(setup, id=setup.name, marks=() if number % 4 in (0, 3) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("setup", one_each())
 def test_every_recipe(tmp_path: Path, pairs: Pairs, setup: Setup) -> None:
     options: dict[str, Any] = {"policy": setup.recipe.name, "slots": setup.slots, "gamma": setup.gamma}
     options["sampling"] = ENDLESS
@@ -133,8 +139,26 @@ def test_every_size_of_cache(tmp_path: Path, pairs: Pairs, slots: int) -> None:
     assert any(waves) == (slots < 4)  # Four experts are all that a layer has.
 
 
-@pytest.mark.parametrize("asked", [{"gamma": 1}, {"gamma": 3}, {"gamma": 6}, {}, {"gamma_max": 5}], ids=str)
-@pytest.mark.parametrize("policy", ["spmoe.foresight", "spmoe.foresight.run-ahead"])
+@pytest.mark.parametrize(
+    ("policy", "asked"),
+    [
+        ("spmoe.foresight", {"gamma": 3}),
+        ("spmoe.foresight", {"gamma_max": 5}),
+        ("spmoe.foresight.run-ahead", {"gamma": 1}),
+        ("spmoe.foresight.run-ahead", {}),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("spmoe.foresight", {"gamma": 1}),
+                ("spmoe.foresight", {"gamma": 6}),
+                ("spmoe.foresight", {}),
+                ("spmoe.foresight.run-ahead", {"gamma": 3}),
+                ("spmoe.foresight.run-ahead", {"gamma": 6}),
+                ("spmoe.foresight.run-ahead", {"gamma_max": 5}),
+            )
+        ),
+    ],
+)
 def test_drafts_that_go_on_past_the_window(tmp_path: Path, pairs: Pairs, policy: str, asked: dict[str, int]) -> None:
     """With lengths that are given and with lengths that are chosen; see `test_every_recipe` about the draft."""
     requests = (Request((1, 5, 9, 33, 7), 21), Request((4,), 2), Request((60, 3, 3, 8, 12, 40, 40), 12))
