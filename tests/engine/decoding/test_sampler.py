@@ -13,9 +13,10 @@ torch = pytest.importorskip("torch", reason="the engine needs torch")
 
 from engine.decoding.sampler import Proposal, Sampler, Verdict, surplus
 from spmoe.errors import InputError
+from tests.soak import times
 
 IDS = 8
-ROUNDS = 20_000
+ROUNDS = times(6_000, soaked=2_000)
 
 
 def table(seed: int, *shape: int) -> Any:

@@ -16,7 +16,7 @@ import pytest
 import sim
 from sim.__main__ import main
 from sim.cli.report import HEADINGS, console, show_replay
-from sim.replay import replay
+from sim.replay import Replay, replay
 from spmoe.errors import InputError
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.reader import TraceFile
@@ -30,11 +30,16 @@ def trace(tmp_path: Path) -> Path:
     return small_trace(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def replayed() -> Replay:
+    return replay(TRACES / "mixtral.jsonl", ["on-demand.lru", "on-demand.lru-per-layer"])
+
+
 @pytest.mark.parametrize(("width", "columns"), [(60, 5), (80, 6), (100, 6), (132, 11)])
-def test_a_narrow_terminal_gets_fewer_columns(width: int, columns: int) -> None:
+def test_a_narrow_terminal_gets_fewer_columns(replayed: Replay, width: int, columns: int) -> None:
     out = console(StringIO())
     out.width = width
-    show_replay(replay(TRACES / "mixtral.jsonl", ["on-demand.lru", "on-demand.lru-per-layer"]), out)
+    show_replay(replayed, out)
     assert isinstance(out.file, StringIO)
     lines = out.file.getvalue().splitlines()
     header = lines[1].rstrip()
