@@ -32,7 +32,8 @@ lint: .venv/test.done
 	$(BIN)/mypy
 
 bench: .venv/replay.done
-	$(BIN)/python -m benchmarks.pages.readme_table
+	$(BIN)/python -m benchmarks.sim.demo
+	$(BIN)/python -m benchmarks.pages demo
 	$(BIN)/python -m benchmarks.sim.replay_speed
 
 .venv/created:

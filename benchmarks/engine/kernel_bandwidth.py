@@ -17,24 +17,22 @@ of cutting the work up, too, at one token and at eight.  All goes to benchmarks/
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch.nn.functional import silu
 
+from benchmarks.files import RESULTS, write_json
 from engine.memory.layout import Layout
 from engine.memory.slot_buffer import SlotBuffer
 from engine.moe.eager import ExpertRows
 from engine.moe.gated_mlp import Gated
 from engine.profiling.fit import Median
-from spmoe.files import atomic_write
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "kernel_bandwidth_cuda.json"
+RESULT = RESULTS / "kernel_bandwidth_cuda.json"
 TOKENS = (1, 2, 4, 8, 16)
 TILED_TOKENS = (1, 8)
 LAYERS = 8
@@ -273,8 +271,7 @@ def main() -> None:
         if options.tilings:
             document["models"][name]["tilings"] = _compare(subject, timers[0], copy)
         del subject
-    with atomic_write(RESULTS) as stream:
-        stream.write(json.dumps(document, indent=2) + "\n")
+    write_json(RESULT, document, indent=2)
 
 
 def _compare(subject: Subject, device_time: Timer, copy: float) -> list[dict[str, Any]]:

@@ -12,26 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import time
 from collections.abc import Callable
 from math import comb
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from benchmarks.files import RESULTS, machine, write_json
 from engine.memory.host_store import HostStore
 from engine.memory.layout import Layout
 from engine.memory.link import Link
 from engine.memory.slot_buffer import SlotBuffer
-from spmoe.files import atomic_write
 from spmoe.policy.parts.io_plan import DEPTH
 from spmoe.state.commands import Load, Purpose, Submit
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 MIB = 2**20
 EXPERT_MIB = 16
@@ -142,16 +138,14 @@ def main() -> None:
     where = "host memory to host memory (CPU)" if device == "cpu" else f"host to {torch.cuda.get_device_name()}"
     result = {
         "command": f"python -m benchmarks.engine.link_speed --device {device}",
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, shared",
+        "machine": machine("torch"),
         "measured_on": where,
         "expert_bytes": layout.size,
         "depth": DEPTH,
         "pairs": PAIRS,
         "link_over_bare_loop": found,
     }
-    RESULTS.mkdir(exist_ok=True)
-    with atomic_write(RESULTS / f"link_speed_{device}.json") as stream:
-        stream.write(json.dumps(result, indent=2) + "\n")
+    write_json(RESULTS / f"link_speed_{device}.json", result, indent=2)
     print(json.dumps(result, indent=2))
 
 

@@ -7,8 +7,8 @@ half of the experts and one thread for torch, over a link of 0.15 GB/s.  (Moving
 some eight times as long, then, as computing it on two idle cores: docs/fidelity.md.)  First come rows that only fetch,
 then those that share misses with the CPU.  `sim fidelity` simulates both under the profile that was measured between
 the runs.  `engine run` then generates greedy text with the real weights, over the same link and under each of the rows,
-and compares it with plain transformers'.  What comes of it goes to benchmarks/results/engine_order.json and into
-docs/foresight.md.  Some eight minutes on idle cores.
+and compares it with plain transformers'.  Results go to benchmarks/results/engine_order.json; `python -m
+benchmarks.pages order` makes a table of them.  Some eight minutes on idle cores.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine.fidelity import TRACE, engine
-from benchmarks.pages.markers import ROOT, embed
+from benchmarks.files import RESULTS, ROOT, write_json
 from sim.studies.fidelity import Fidelity, fidelity
-from spmoe.files import atomic_write
 from spmoe.results.run import read_run
 
-RESULT = ROOT / "benchmarks" / "results" / "engine_order.json"
-PAGE = ROOT / "docs" / "foresight.md"
+RESULT = RESULTS / "engine_order.json"
 PROMPTS = ROOT / "models" / "pico" / "prompts.jsonl"
 FETCHING = (
     "on-demand.lru",
@@ -119,36 +117,6 @@ def summarised(files: Mapping[str, Path], found: Fidelity) -> dict[str, Any]:
     return sets
 
 
-def page(known: Mapping[str, Any]) -> Iterator[str]:
-    """What stands in the docs."""
-    yield "| row | misses | loads | simulated ms | measured ms | spread | simulated / measured |"
-    yield "|---|---|---|---|---|---|---|"
-    for misses, one in known["sets"].items():
-        for row in sorted(one["rows"], key=lambda row: row["measured_tpot_ms"], reverse=True):
-            predicted, measured = row["predicted_tpot_ms"], row["measured_tpot_ms"]
-            yield (
-                f"| `{row['policy']}` | {misses} | {row['loads']:,} | {predicted:.1f} | {measured:.1f} | "
-                f"{row['spread']:.1%} | {predicted / measured:.2f} |"
-            )
-    yield ""
-    fetching = known["sets"]["misses fetched"]
-    turned = [f"`{faster}` before `{slower}`" for faster, slower in fetching["other way round"]]
-    yield (
-        f"Of the {fetching['pairs']} pairs of rows that fetch their misses {fetching['apart']} are further apart than "
-        f"their runs spread, and {fetching['apart'] - len(turned)} of"
-    )
-    yield f"those are simulated in the same order (tau {fetching['kendall_tau']:.2f})."
-    if turned:
-        yield f"Measured the other way round: {', '.join(turned)}."
-    yield ""
-    tokens, different = (sum(one[name] for one in known["texts"]) for name in ("tokens", "different"))
-    wrong = f", but for {different} that rounding decided" if different else ""
-    yield (
-        f"Text: {tokens:,} tokens in {len(known['texts'])} runs of {PROMPT_COUNT} prompts, all of them those of plain "
-        f"transformers{wrong}."
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Whether the engine ranks foresight's rows as the simulator does.")
     parser.add_argument("--repeats", type=int, default=REPEATS, metavar="N")
@@ -173,10 +141,7 @@ def main() -> None:
                 {"misses": misses, **one} for misses, file in files.items() for one in texts(folder, misses, file)
             ],
         }
-    with atomic_write(RESULT) as stream:
-        stream.write(json.dumps(known, indent=1) + "\n")
-    embed(PAGE, "order", page(known), "engine/order")
-    print("\n".join(page(known)))
+    write_json(RESULT, known)
 
 
 if __name__ == "__main__":

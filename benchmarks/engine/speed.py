@@ -13,9 +13,7 @@ on a shared machine, milliseconds do not: quote the ratios.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -29,10 +27,9 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.engine.random_pair import PairShape, write_random_pair
+from benchmarks.files import RESULTS, machine, write_json
 from engine.engine import Engine
-from spmoe.files import atomic_write
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 SHAPE = PairShape(layers=8, hidden=256, experts=8, expert_width=512, dense_width=512)
 ROUNDS = 10
 GAMMA = 4
@@ -148,7 +145,7 @@ def main() -> None:
         measured = [measure(policy, options.device, folders) for policy in options.policy]
     document = {
         "what": "TPOT of the engine, everything resident, over transformers' assisted generation; random weights",
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine("torch", "transformers"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
@@ -157,8 +154,7 @@ def main() -> None:
         "measured": measured,
     }
     name = options.device.partition(":")[0]
-    with atomic_write(RESULTS / f"engine_speed_{name}.json") as stream:
-        stream.write(json.dumps(document, indent=2) + "\n")
+    write_json(RESULTS / f"engine_speed_{name}.json", document, indent=2)
     for row in measured:
         print(f"{row['policy']}: {row['ratio']} ({row['interval_95'][0]}-{row['interval_95'][1]}) of {row['better']}")
 

@@ -1,1 +1,1 @@
-"""Writers of the tables and figures in README and docs."""
+"""Writers of the generated parts of README and docs, each from results that another benchmark measured."""

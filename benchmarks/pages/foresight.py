@@ -1,24 +1,18 @@
-"""Puts the tables of `benchmarks.sim.foresight` and `benchmarks.sim.worst_case` into docs/foresight.md and the README.
-
-    python -m benchmarks.pages.foresight
-
-writes what stands between the marks of the pages, from the committed results; a test compares both.
-"""
+"""Tables of docs/foresight.md and the README, from what `benchmarks.sim.foresight` and `worst_case` measured."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.pages.markers import ROOT, embed
-from benchmarks.sim.foresight import BASE_GAMMA, BITS, CACHES, OURS, SLOWER
+from benchmarks.files import ROOT, read_json
+from benchmarks.pages.markers import Block
+from benchmarks.sim.foresight import RESULT
+from benchmarks.sim.foresight_cells import BASE_GAMMA, BITS, CACHES, OURS, SLOWER
+from benchmarks.sim.worst_case import RESULT as WORST_CASE
 
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "foresight.md"
 README = ROOT / "README.md"
-BY = "pages/foresight"
 CPUS = {0: "no CPU", 1: "24 cores", 4: "a CPU four times slower"}
 ASKED = {
     ("16", 0): "0.70, 0.95, 1.3",
@@ -30,20 +24,21 @@ ASKED = {
 Row = Mapping[str, Any]
 
 
-def pages(found: Mapping[str, Any], worst: Mapping[str, Any]) -> Iterator[tuple[Path, str, list[str]]]:
-    """Page, name of the place, and the lines that belong there."""
-    yield PAGE, "chosen", list(chosen(found["chosen"]))
-    yield PAGE, "split", list(split(found["split"]))
-    yield PAGE, "lengths", list(lengths(found["lengths"]))
+def blocks() -> Iterator[Block]:
+    """Those of the committed results."""
+    found, worst = read_json(RESULT), read_json(WORST_CASE)
+    yield Block(PAGE, "chosen", chosen(found["chosen"]))
+    yield Block(PAGE, "split", split(found["split"]))
+    yield Block(PAGE, "lengths", lengths(found["lengths"]))
     for bits in BITS:
         rows = [row for row in found["ablation"] if row["bits"] == bits]
-        yield PAGE, f"ablation at {bits} bits", list(ablation(rows))
+        yield Block(PAGE, f"ablation at {bits} bits", ablation(rows))
         for cpu in SLOWER[:2]:
             rows = [row for row in found["peers"] if row["bits"] == bits and row["cpu"] == cpu]
-            yield PAGE, f"peers at {bits} bits, {CPUS[cpu]}", list(peers(rows))
-    yield PAGE, "worst beside the peers", list(worst_beside(found["worst"]))
-    yield PAGE, "worst case", list(worst_case(worst["comparisons"]))
-    yield README, "foresight", list(summary(found))
+            yield Block(PAGE, f"peers at {bits} bits, {CPUS[cpu]}", peers(rows))
+    yield Block(PAGE, "worst beside the peers", worst_beside(found["worst"]))
+    yield Block(PAGE, "worst case", worst_case(worst["comparisons"]))
+    yield Block(README, "foresight", summary(found))
 
 
 def line(*cells: str) -> str:
@@ -159,18 +154,3 @@ def summary(found: Mapping[str, Any]) -> Iterator[str]:
     for name, what, field, here in rows():
         of = {row["cache"]: f"{row[field]:.2f}" for row in here}
         yield line(name, what, *(of[share] for share in shown))
-
-
-def results() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What both benchmarks have found."""
-    found, worst = (json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in ("foresight", "worst_case"))
-    return found, worst
-
-
-def main() -> None:
-    for page, name, lines in pages(*results()):
-        embed(page, name, lines, BY)
-
-
-if __name__ == "__main__":
-    main()

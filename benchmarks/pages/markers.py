@@ -1,26 +1,39 @@
-"""Puts what a benchmark has found where a page quotes it, between two marks."""
+"""Generated parts of pages: what stands between `<!-- NAME: made by ... -->` and `<!-- end of NAME -->`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-
-from spmoe.files import atomic_write
-
-ROOT = Path(__file__).resolve().parents[2]
+from typing import NamedTuple
 
 
-def embedded(text: str, name: str, lines: Iterable[str], by: str) -> str:
-    """`text` with the lines in place of what stands between the marks of the benchmark `by`."""
-    begin, end = f"<!-- {name}: made by benchmarks/{by}.py -->", f"<!-- end of {name} -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    assert found and closed, f"the page has no place for {name!r}"
-    return "\n".join([before + begin, "", *lines, "", end]) + after
+class Block(NamedTuple):
+    """Lines of Markdown that belong between the markers of that name on a page."""
+
+    page: Path
+    name: str
+    lines: Iterable[str]
 
 
-def embed(page: Path, name: str, lines: Iterable[str], by: str) -> None:
-    """The same in the page itself."""
-    text = embedded(page.read_text("utf-8"), name, lines, by)
-    with atomic_write(page) as stream:
-        stream.write(text)
+def embedded(text: str, name: str, lines: Iterable[str]) -> str:
+    """`text` with the lines between the markers of that name; blank lines beside the markers stay as they are.
+
+    Raises `ValueError` unless the text has both markers exactly once.
+    """
+    mark = re.escape(name)
+    inside = rf"(?:(?!<!-- end of {mark} -->).)*?"
+    marked = rf"(<!-- {mark}(?:: [^>]*)? -->\n+){inside}(\n+<!-- end of {mark} -->)"
+    content = "\n".join(lines).rstrip("\n")
+    found, count = re.subn(marked, lambda match: f"{match[1]}{content}{match[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"the page has {count} places for {name!r}, not one")
+    return found
+
+
+def updated(blocks: Iterable[Block]) -> dict[Path, str]:
+    """The text of every page that the blocks name, with the blocks in their places."""
+    texts: dict[Path, str] = {}
+    for page, name, lines in blocks:
+        texts[page] = embedded(texts.get(page) or page.read_text(encoding="utf-8"), name, lines)
+    return texts

@@ -1,24 +1,22 @@
-"""Puts what the registry says of every policy into docs/policies.md.
-
-    python -m benchmarks.pages.policies
-
-writes what stands between the two markers of the page; a test compares both.
-"""
+"""The table and the sections of docs/policies.md, from the registry."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
+from benchmarks.files import ROOT
+from benchmarks.pages.markers import Block
 from sim.cli.policies import needs, parts, runtime, standing
-from spmoe.files import atomic_write
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "policies.md"
-BEGIN = "<!-- policies: made by benchmarks/pages/policies.py -->"
-END = "<!-- end of policies -->"
+PAGE = ROOT / "docs" / "policies.md"
 DEFAULTS = parts(Recipe(name="", summary="", source=""))
+
+
+def blocks() -> Iterator[Block]:
+    """One, of all policies."""
+    yield Block(PAGE, "policies", [generated()])
 
 
 def generated() -> str:
@@ -34,13 +32,6 @@ def generated() -> str:
             *sections,
         )
     )
-
-
-def embedded(page: str) -> str:
-    """The page's text with what the registry says between its markers."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{generated()}\n\n{END}{after}"
 
 
 def _section(one: Recipe) -> Iterator[str]:
@@ -67,13 +58,3 @@ def _listed(named: dict[str, str]) -> str:
 def _anchor(one: Recipe) -> str:
     """What GitHub makes of the section's heading."""
     return one.name.replace(".", "")
-
-
-def main() -> None:
-    text = embedded(PAGE.read_text(encoding="utf-8"))
-    with atomic_write(PAGE) as stream:
-        stream.write(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,45 +1,17 @@
-"""Puts the tables of docs/prediction.md between their markers, and draws its figure.
-
-    python -m benchmarks.pages.prediction
-
-reads models/pico/figures.json (made by `python -m training evaluate`), rates the forecasts of `TRACES` and replays them
-for their lead times, runs the shipped pair on this machine's CPU to measure them, and writes
-benchmarks/results/prediction.json, docs/prediction.md and docs/prediction-reliability.svg.  What is not there yet gets
-a line instead of a table.  A test compares all of them.  Needs PyTorch and matplotlib.
-"""
+"""The tables of docs/prediction.md, from what `benchmarks.sim.prediction` measured; a line where there is nothing."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import sim
-from benchmarks.validation.markdown import table
-from sim.plots.plot import COLOURS, MARKERS
-from sim.plots.plot import SETTINGS as STYLE
-from spmoe.errors import InputError
-from spmoe.files import atomic_write
+from benchmarks.files import ROOT, read_json
+from benchmarks.markdown import table
+from benchmarks.pages.markers import Block
+from benchmarks.pages.reliability_plot import FIGURE, layers_of
+from benchmarks.sim.prediction import POLICIES, RESULT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "prediction.md"
-RESULTS = ROOT / "benchmarks" / "results" / "prediction.json"
-FIGURE = ROOT / "docs" / "prediction-reliability.svg"
-PAIR = ROOT / "models" / "pico" / "figures.json"
-TRACES: Mapping[str, str | None] = MappingProxyType({"pico-32l": "mixtral-8x7b", "pico": None})
-"""The traces that are replayed, and the model whose sizes and times each takes (None: its own)."""
-SETTING: Mapping[str, Any] = MappingProxyType({"hardware": "rtx-4090", "cache": 0.5, "gamma": 4})
-"""That of the replays.  Half of the experts have slots: where all have, nobody asks for forecasts."""
-
-PROMPTS = ("def read_lines(path):", "class Queue:", "import os\n", "    def close(self):", "if __name__ ==", "try:\n")
-"""What the shipped pair goes on from where its lead times are measured."""
 
 PREDICTORS = {
     "draft": "draft's state",
@@ -61,115 +33,20 @@ MEASURES = {
 PUBLISHED_TOP1, PUBLISHED_COSINE = 0.8894, 0.598
 """SP-MoE, arXiv 2510.10302: its predictor over its pairs of models; attention outputs of Mistral 7B and Mixtral."""
 
-POLICIES = (
-    "on-demand.lru-per-layer",
-    "spmoe.per-layer.next-gate",
-    "spmoe.per-layer",
-    "spmoe.refined",
-    "clairvoyant",
-)
-"""Those that are compared: without a forecast, with one of the two, with both, and with the truth."""
-REPLAYED: Mapping[str, str | None] = MappingProxyType(
-    {"pico-32l": "mixtral-8x7b", "mixtral": None, "deepseek-v2-lite": None}
-)
-"""On these traces, timed as these models."""
-CACHES = (0.5, 0.75)
-
-MEASURED = "spmoe.refined"
-"""The policy of the measured run: it asks for both forecasts."""
-
 MEAN = "mean from layer 1"
 
 
-def results(pair: Path = PAIR, folder: Path = ROOT / "traces") -> dict[str, Any]:
-    """All that the page quotes; null for a pair or a trace that is not there."""
-    found: dict[str, Any] = {"pair": None, "measured": None, "traces": {}, "policies": {}}
-    if pair.is_file():
-        found["pair"] = of_pair(json.loads(pair.read_text(encoding="utf-8")))
-        found["measured"] = measured()
-    for name, as_model in TRACES.items():
-        path = folder / f"{name}.jsonl"
-        found["traces"][name] = of_trace(path, **SETTING, as_model=as_model) if path.is_file() else None
-    for name, as_model in REPLAYED.items():
-        path = folder / f"{name}.jsonl"
-        found["policies"][name] = of_policies(path, as_model) if path.is_file() else None
-    return found
+def blocks() -> Iterator[Block]:
+    """Those of the committed results."""
+    return blocks_of(read_json(RESULT))
 
 
-def of_pair(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page quotes of figures.json."""
-    quoted = ("weights", "held_out", "table_tokens", "predictors", "reliability")
-    wanted = ("attention_cosine", "router_cosine", "predictors")
-    layers = [{name: layer[name] for name in wanted} for layer in figures["layers"]]
-    return {**{name: figures[name] for name in quoted}, "layers": layers}
+def blocks_of(found: Mapping[str, Any]) -> Iterator[Block]:
+    """Those of the results that `benchmarks.sim.prediction` gives."""
+    return (Block(PAGE, name, [text]) for name, text in _texts(found).items())
 
 
-def measured() -> dict[str, Any]:
-    """What the page quotes of a run of the shipped pair on this machine: lead times by the clock."""
-    with tempfile.TemporaryDirectory() as folder:
-        trace, log = Path(folder, "run.jsonl"), Path(folder, "run.log")
-        command = (
-            f"-m engine run --policy {MEASURED} --cache {SETTING['cache']} --gamma {SETTING['gamma']} --device cpu"
-        )
-        subprocess.run(
-            [sys.executable, *command.split(), "--record", str(trace), "--log", str(log), "--prompt", *PROMPTS],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            check=True,
-        )
-        return of_trace(trace, log=log)
-
-
-def of_trace(path: Path, **options: Any) -> dict[str, Any]:
-    """What the page quotes of a trace's forecasts; `sha256` says of which file.  `options` as in `sim.forecasts`."""
-    document = sim.forecasts(path, **options).to_json()
-    wanted = ("top1_used", "busy_lead_ms", "busy_lead_loads", "lead_ms")
-
-    def quoted(row: Mapping[str, Any]) -> dict[str, Any]:
-        found = {name: row[name] for name in wanted if name in row}
-        return {name: None if value is None else float(f"{value:.6g}") for name, value in found.items()}
-
-    return {
-        "sha256": digest(path),
-        "model": document["trace"]["model"],
-        **{name: document[name] for name in ("config", "inputs", "notes")},
-        "sources": {
-            name: {
-                **{part: source[part] for part in ("origin", "lead") if part in source},
-                "summary": quoted(source["summary"]),
-                "layers": [quoted(row) for row in source["layers"]],
-            }
-            for name, source in document["sources"].items()
-        },
-    }
-
-
-def of_policies(path: Path, as_model: str | None) -> dict[str, Any]:
-    """What the page quotes of replays of a trace: by cache share and policy, ms per token."""
-    tpot = {}
-    for share in CACHES:
-        replay = sim.replay(path, POLICIES, **{**SETTING, "cache": share}, as_model=as_model, jobs=None)
-        tpot[str(share)] = {one.recipe.name: float(f"{one.metrics.tpot_ms:.6g}") for one in replay.results}
-    return {"sha256": digest(path), "model": replay.setting.geometry.name, "tpot_ms": tpot}
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def embedded(page: str, found: Mapping[str, Any]) -> str:
-    """The page's text with what `results` found between its markers."""
-    for name, text in _blocks(found).items():
-        begin, end = f"<!-- {name}: made by benchmarks/pages/prediction.py -->", f"<!-- end of {name} -->"
-        before, rest = page.split(begin)
-        _, after = rest.split(end)
-        page = f"{before}{begin}\n\n{text}\n{end}{after}"
-    return page
-
-
-def _blocks(found: Mapping[str, Any]) -> dict[str, str]:
+def _texts(found: Mapping[str, Any]) -> dict[str, str]:
     """What stands between the markers of that name."""
     pair = found["pair"]
     blocks = {
@@ -248,14 +125,14 @@ def _reliability(pair: Mapping[str, Any]) -> Iterator[str]:
         ("layers", "forecasts", "calibration error: is the first", "is used"),
         [
             (
-                _named(group),
+                layers_of(group),
                 f"{sum(each['cells'] for each in group['bins']):,}",
                 *(f"{group[name]:.3f}" for name in ("first_error", "used_error")),
             )
             for group in groups
         ],
     )
-    yield f"By probability, {_named(groups[-1])}:\n"
+    yield f"By probability, {layers_of(groups[-1])}:\n"
     yield table(
         ("probability", "forecasts", "mean probability", "is the first", "is used"),
         [
@@ -322,60 +199,3 @@ def _shares(predictors: Mapping[str, Any], measure: str) -> list[str]:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
-
-
-def _named(group: Mapping[str, Any]) -> str:
-    """The layers of a group."""
-    first, last = group["first_layer"], group["last_layer"]
-    return f"layer {first}" if first == last else f"layers {first} to {last}"
-
-
-def draw(groups: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The reliability of groups of layers as SVG; the same groups give the same bytes with the same matplotlib."""
-    import matplotlib.style  # Slow to import.
-    from matplotlib.figure import Figure
-
-    with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(8.4, 3.8), layout="constrained")
-        panels = figure.subplots(1, 2, sharex=True, sharey=True)
-        for axes, name, title in zip(
-            panels, ("first", "used"), ("is the first of those used", "is among those used"), strict=True
-        ):
-            axes.plot((0, 1), (0, 1), color="#555555", linestyle="--", linewidth=1, label="as often as it says")
-            for group, colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
-                points = [(each["mean"], each[name]) for each in group["bins"]]
-                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=_named(group))
-            axes.set_title(f"the expert named first {title}", fontsize=9)
-            axes.set_xlabel("probability that the router gives it")
-        panels[0].set_ylabel("share of forecasts that come true")
-        panels[1].legend(loc="lower right", frameon=False)
-        with atomic_write(path, binary=True) as stream:
-            figure.savefig(stream, format="svg", metadata={"Date": None})
-
-
-def main() -> int:
-    """Write results, page and figure; returns the exit status: 2 where a trace is bad or matplotlib is missing."""
-    try:
-        # As they will be read back: the page must not tell results from their file.
-        found = json.loads(json.dumps(results(), allow_nan=False))
-        if found["pair"]:
-            draw(found["pair"]["reliability"], FIGURE)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"error: {error}: pip install 'spmoe[plot]'", file=sys.stderr)
-        return 2
-    absent = [name for name, part in {"models/pico/figures.json": found["pair"], **found["traces"]}.items() if not part]
-    if absent:
-        print(f"not there yet, so there are no tables of it: {', '.join(absent)}", file=sys.stderr)
-    with atomic_write(RESULTS) as stream:
-        stream.write(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    text = embedded(PAGE.read_text(encoding="utf-8"), found)
-    with atomic_write(PAGE) as stream:
-        stream.write(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

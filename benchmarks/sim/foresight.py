@@ -12,46 +12,38 @@ its best fixed gamma in hindsight, where the draft agrees less often.  *Split*: 
 times are told as multiples of the bound of gamma 4, fetch-only, in the same setting.
 
 A cell that the output has already is not run again, so an interrupted run goes on where it stopped.  It takes an hour
-on two cores; `--seeds 3` is done in some ten minutes.  `python -m benchmarks.pages.foresight` puts tables into pages.
+on two cores; `--seeds 3` is done in some ten minutes.  `python -m benchmarks.pages foresight` makes the pages' tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
-from sim.pool import spread
-from sim.runner import Runner
-from spmoe.files import atomic_write
+from benchmarks.files import RESULTS
+from benchmarks.sim.foresight_cells import (
+    BASE_GAMMA,
+    BITS,
+    CACHES,
+    MODEL,
+    OURS,
+    RECORDING,
+    SLOWER,
+    Cell,
+    Cells,
+)
 from spmoe.machine.geometry import geometry
-from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.policy.registry import RECIPES, recipe
-from spmoe.run.setting import resolve_setting
 from spmoe.state.keys import Shape
-from spmoe.trace.draws import Rates
-from spmoe.trace.importers import import_trace
-from spmoe.trace.schema import ModelShape, TraceInMemory
-from spmoe.trace.summary import summarise
 
-RECORDING = "mixtral-8x7b-instruct.humaneval.jsonl"
-MODEL = "mixtral-8x7b"
-HARDWARE = "rtx-4090"
-RATES = Rates(agreement=0.97, draft_accuracy=0.889, next_gate_accuracy=0.85)
+RESULT = RESULTS / "foresight.json"
+TITLE = "What foresight saves on real routing, idea by idea, and beside the peers."
+GAMMAS = (0, 1, 2, 4, 8, 16)
 LESS_OFTEN = (0.8, 0.6)
 """How often the draft agrees where lengths matter most."""
-BITS = ("16", "4.25")
-CACHES = (0.125, 0.25, 0.5, 0.75)
-GAMMAS = (0, 1, 2, 4, 8, 16)
-BASE_GAMMA = 4
-SLOWER = (0, 1, 4)
-"""CPUs: none, the profile's, and one that takes four times as long."""
-OURS = "spmoe.foresight"
 PARTS = tuple(name for name in RECIPES if name.startswith(OURS))
 ABLATION = (
     "on-demand.lru",
@@ -71,116 +63,6 @@ NEAR = 2
 """So many fixed lengths of ours."""
 FEWER = 10
 """Seeds for the tables of lengths and of the split."""
-
-
-class Cell(NamedTuple):
-    """A policy in a setting, for one seed; `gamma` None where it chooses, `cpu` 0 where no expert is computed there."""
-
-    bits: str
-    cache: float
-    policy: str
-    gamma: int | None
-    seed: int
-    cpu: int = 0
-    agreement: float = RATES.agreement
-
-    @property
-    def key(self) -> str:
-        """What the output calls it."""
-        return " ".join(map(str, self))
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A cell, and where the recording lies."""
-
-    data: Path
-    cell: Cell
-
-
-def machine(bits: str, slower: int) -> Hardware:
-    """The profile, whose draft takes its 8 ms at these bits too, with a CPU so many times slower (0: as it is)."""
-    hardware = load_hardware(HARDWARE)
-    cpu = hardware.cpu
-    assert cpu is not None
-    if slower:
-        cpu = replace(cpu, bandwidth=cpu.bandwidth // slower, gflops=cpu.gflops // slower)
-    return replace(hardware, draft=replace(hardware.draft, bits=float(bits)), cpu=cpu)
-
-
-@cache
-def recorded(data: Path, agreement: float, seed: int) -> TraceInMemory:
-    """The recording, with what it lacks drawn from this seed."""
-    known = geometry(MODEL)
-    shape = ModelShape(
-        MODEL,
-        known.layers,
-        known.experts,
-        known.top_k,
-        known.expert_params,
-        known.dense_params,
-        known.kv_bytes_per_token,
-    )
-    rates = replace(RATES, agreement=agreement)
-    return TraceInMemory(*import_trace(data / RECORDING, "vllm-jsonl", shape, None, rates, seed))
-
-
-def measure(task: Task) -> tuple[str, tuple[float, float]]:
-    """A cell's loads per token and time per token, as multiples of the bound of gamma 4."""
-    cell = task.cell
-    trace = recorded(task.data, cell.agreement, cell.seed)
-    setting = resolve_setting(
-        trace.header,
-        summarise(trace).longest_request,
-        hardware=machine(cell.bits, cell.cpu),
-        bits=cell.bits,
-        cache=cell.cache,
-        gamma=cell.gamma,
-        cpu_experts=cell.cpu > 0,
-    )
-    runner, one = Runner(trace, setting), recipe(cell.policy)
-    metrics, bound = runner.run(one, runner.configure(one)[0]), runner.bound(BASE_GAMMA)
-    loads, tpot = metrics.loads_per_token, metrics.tpot_ms
-    assert loads is not None and tpot is not None
-    return cell.key, (round(loads / bound.loads_per_token, 5), round(tpot / bound.tpot_ms, 5))
-
-
-class Cells:
-    """What is measured so far, kept in the output file."""
-
-    def __init__(self, data: Path, out: Path, jobs: int) -> None:
-        self._data = data
-        self._out = out
-        self._jobs = jobs
-        known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-        self.values: dict[str, list[float]] = known.get("cells", {})
-
-    def measure(self, cells: Iterable[Cell]) -> None:
-        """Measure those that are not measured yet."""
-        tasks = [Task(self._data, cell) for cell in dict.fromkeys(cells) if cell.key not in self.values]
-        for number, (key, value) in enumerate(spread(measure, tasks, self._jobs), start=1):
-            self.values[key] = list(value)
-            if number % 50 == 0 or number == len(tasks):
-                print(f"{number} of {len(tasks)}", flush=True)
-                self.save({})
-
-    def save(self, tables: dict[str, Any]) -> None:
-        """Write all there is."""
-        document = {"what": __doc__.splitlines()[0], **tables, "cells": self.values}  # type: ignore[union-attr]
-        with atomic_write(self._out) as stream:
-            stream.write(json.dumps(document, indent=1) + "\n")
-
-    def tpot(self, cell: Cell) -> float:
-        """The time of a cell."""
-        return self.values[cell.key][1]
-
-    def row(self, cell: Cell, seeds: Sequence[int]) -> dict[str, Any]:
-        """Loads and time of a policy in a setting, means over all seeds."""
-        found = [self.values[cell._replace(seed=seed).key] for seed in seeds]
-        loads, tpot = (round(fmean(one[what] for one in found), 3) for what in (0, 1))
-        fields = cell._asdict()
-        del fields["seed"]
-        return {**fields, "loads": loads, "tpot": tpot}
 
 
 def settings() -> Iterator[tuple[str, float]]:
@@ -307,14 +189,14 @@ TABLES: Mapping[str, Callable[[Cells, Sequence[int]], list[dict[str, Any]]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="What foresight saves on real routing.")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=f"folder with {RECORDING}")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "foresight.json")
+    parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--seeds", type=int, default=20, metavar="N")
     parser.add_argument("--jobs", type=int, default=2, metavar="N")
     options = parser.parse_args()
     if not (options.data / RECORDING).is_file():
         parser.error(f"no {RECORDING} in {options.data}")
     seeds = range(options.seeds)
-    cells = Cells(options.data, options.out, options.jobs)
+    cells = Cells(options.data, options.out, options.jobs, TITLE)
     tables: dict[str, Any] = {"seeds": len(seeds)}
     for name, tabulate in TABLES.items():
         rows = tables[name] = tabulate(cells, seeds)

@@ -10,29 +10,26 @@ trace and the bound included.  Ratios hold on a shared machine, seconds do not: 
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import simpy
 
+from benchmarks.files import RESULTS, ROOT, machine, write_json
 from sim.runner import Runner
-from spmoe.files import atomic_write
 from spmoe.policy.registry import recipe
 from spmoe.run.setting import resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TraceInMemory
 from spmoe.trace.summary import summarise
 
-ROOT = Path(__file__).resolve().parents[2]
 TRACE = ROOT / "traces" / "mixtral.jsonl"
-RESULTS = ROOT / "benchmarks" / "results" / "replay_speed.json"
+RESULT = RESULTS / "replay_speed.json"
 
 POLICIES = ("on-demand.lru", "spmoe.paper")
 EVENTS_PER_STEP = 400
@@ -96,15 +93,13 @@ def whole_commands() -> dict[str, float]:
 def main() -> None:
     result = {
         "command": "python -m benchmarks.sim.replay_speed",
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, SimPy {simpy.__version__}, shared",
+        "machine": machine("simpy"),
         "events_per_step": EVENTS_PER_STEP,
         "pairs": PAIRS,
         "against_bare_simpy": against_bare_simpy(),
         "whole_command_s": whole_commands(),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with atomic_write(RESULTS) as stream:
-        stream.write(json.dumps(result, indent=2) + "\n")
+    write_json(RESULT, result, indent=2)
     print(json.dumps(result, indent=2))
 
 

@@ -15,16 +15,15 @@ takes half an hour on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.files import RESULTS, read_json, write_json
 from sim.pool import spread
 from sim.runner import Runner
-from spmoe.files import atomic_write
 from spmoe.policy.registry import RECIPES, recipe
 from spmoe.run.applicability import obstacle
 from spmoe.run.setting import Setting, resolve_setting
@@ -33,6 +32,8 @@ from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TraceInMemory
 from spmoe.trace.summary import summarise
 
+RESULT = RESULTS / "worst_case.json"
+TITLE = "Where `spmoe.foresight` does worst beside the best other policy, on the traces that come with the project."
 TRACES = ("mixtral", "deepseek-v2-lite", "pico", "pico-32l")
 HARDWARE = ("rtx-4090", "rtx-3090")
 CACHES = (0.125, 0.25, 0.5, 0.75)
@@ -108,7 +109,7 @@ class Cells:
     def __init__(self, out: Path, jobs: int) -> None:
         self._out = out
         self._jobs = jobs
-        known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        known = read_json(out) if out.exists() else {}
         self.values: dict[str, float] = known.get("cells", {})
 
     def __getitem__(self, cell: Cell) -> float:
@@ -125,9 +126,7 @@ class Cells:
 
     def save(self, found: dict[str, Any]) -> None:
         """Write all there is."""
-        document = {"what": __doc__.splitlines()[0], **found, "cells": self.values}  # type: ignore[union-attr]
-        with atomic_write(self._out) as stream:
-            stream.write(json.dumps(document, indent=1) + "\n")
+        write_json(self._out, {"what": TITLE, **found, "cells": self.values})
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +186,7 @@ def peers(place: Place, cpu: bool) -> list[Cell]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Where foresight does worst beside the best other policy.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "worst_case.json")
+    parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--jobs", type=int, default=2, metavar="N")
     options = parser.parse_args()
     cells = Cells(options.out, options.jobs)

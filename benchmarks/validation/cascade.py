@@ -8,8 +8,8 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.markdown import table, verdict
 from benchmarks.validation.inputs import CONFIG, ROOT, machine, real_trace
-from benchmarks.validation.markdown import table, verdict
 from sim import replay, sweep
 from sim.plots.plot import plot
 from sim.pool import spread

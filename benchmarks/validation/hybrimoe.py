@@ -6,8 +6,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import table, verdict
 from benchmarks.validation.inputs import CONFIG, real_trace
-from benchmarks.validation.markdown import table, verdict
 from sim import replay
 from spmoe.trace.schema import TokenLine, TraceInMemory
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import table, verdict
 from benchmarks.validation.inputs import CONFIG, real_trace
-from benchmarks.validation.markdown import table, verdict
 from sim import replay
 from spmoe.machine.cost import CostModel
 from spmoe.machine.geometry import geometry

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.markdown import table, verdict
 from benchmarks.validation.inputs import CONFIG, machine, published_speeds, real_trace
-from benchmarks.validation.markdown import table, verdict
 from sim.runner import Runner
 from spmoe.machine.cost import CostModel
 from spmoe.policy.registry import recipe

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import OUTSIDE, table
 from benchmarks.validation import cascade, hybrimoe, layer_times, offloading, shapes
 from benchmarks.validation.inputs import CONFIG
-from benchmarks.validation.markdown import OUTSIDE, table
 
 EXPLANATIONS: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("explanations.json").read_text(encoding="utf-8")

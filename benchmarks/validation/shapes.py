@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.markdown import table, verdict
 from benchmarks.validation.inputs import CONFIG, ROOT
-from benchmarks.validation.markdown import table, verdict
 from sim import sweep
 from sim.plots.plot import plot
 

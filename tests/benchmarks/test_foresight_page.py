@@ -1,23 +1,15 @@
-"""Pages quote what the benchmarks of foresight have found."""
+"""The results of foresight reach what was asked."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from benchmarks.pages.foresight import ASKED, BY, pages, results
-from benchmarks.pages.markers import embedded
-from benchmarks.sim.foresight import settings
+from benchmarks.files import read_json
+from benchmarks.pages.foresight import ASKED
+from benchmarks.sim.foresight import RESULT, settings
+from benchmarks.sim.worst_case import RESULT as WORST_CASE
 
-FOUND, WORST = results()
-PLACES = list(pages(FOUND, WORST))
-
-
-@pytest.mark.parametrize(("page", "name", "lines"), PLACES, ids=[f"{page.stem} {name}" for page, name, _ in PLACES])
-def test_the_page_is_that_of_the_results(page: Path, name: str, lines: list[str]) -> None:
-    text = page.read_text("utf-8")
-    assert embedded(text, name, lines, BY) == text
+FOUND, WORST = read_json(RESULT), read_json(WORST_CASE)
 
 
 def test_the_results_are_of_all_seeds_and_settings() -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.pages.prediction import (
-    PAGE,
+from benchmarks.files import ROOT
+from benchmarks.pages.markers import updated
+from benchmarks.pages.prediction import PAGE, blocks_of
+from benchmarks.pages.reliability_plot import draw
+from benchmarks.sim.prediction import (
     PAIR,
     REPLAYED,
-    RESULTS,
-    ROOT,
+    RESULT,
     SETTING,
     TRACES,
     digest,
-    draw,
-    embedded,
     of_pair,
     of_trace,
     results,
@@ -29,12 +29,7 @@ from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TokenLine
 from spmoe.trace.writer import write_trace
 
-FOUND = json.loads(RESULTS.read_text(encoding="utf-8"))
-
-
-def test_the_page_is_that_of_the_result_file() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert embedded(page, FOUND) == page
+FOUND = json.loads(RESULT.read_text(encoding="utf-8"))
 
 
 def test_the_result_file_is_that_of_the_pair() -> None:
@@ -57,7 +52,7 @@ def test_what_is_not_there_gets_a_line(tmp_path: Path) -> None:
         "traces": {"pico-32l": None, "pico": None},
         "policies": {"pico-32l": None, "mixtral": None, "deepseek-v2-lite": None},
     }
-    page = embedded(PAGE.read_text(encoding="utf-8"), found)
+    page = updated(blocks_of(found))[PAGE]
     assert page.count("there is no `models/pico/figures.json`") == 4
     assert "there is no `traces/pico.jsonl`" in page
 
@@ -85,7 +80,7 @@ def test_the_draft_speaks_loads_ahead_and_the_layer_before_less_than_one(short: 
 
 def test_the_table_of_a_trace(short: dict[str, Any]) -> None:
     found = {"pair": None, "measured": None, "traces": dict.fromkeys(TRACES, short), "policies": {}}
-    page = embedded(PAGE.read_text(encoding="utf-8"), found)
+    page = updated(blocks_of(found))[PAGE]
     table = page[page.index("<!-- lead-pico:") : page.index("<!-- end of lead-pico -->")]
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 32 + 1

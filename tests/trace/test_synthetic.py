@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.sim import trace_calibration as calibration
+from benchmarks.sim.cache_loads import lru_loads, min_loads, visits
 from spmoe.errors import InputError
 from spmoe.machine.geometry import geometry
 from spmoe.trace.reader import TraceFile
@@ -23,7 +24,8 @@ from spmoe.trace.synthetic_statistics import (
     measure_statistics,
     mixtral_statistics,
 )
-from tests.paths import ROOT, TRACES
+from spmoe.trace.vllm import read_jsonl
+from tests.paths import RECORDED, ROOT, TRACES
 
 SHIPPED = TRACES / "mixtral.jsonl"
 POINTS = 2.0  # of hit rate: how far synthetic routing may be from real routing
@@ -53,31 +55,31 @@ def even_statistics(layers: int, experts: int, top_k: int) -> RoutingStatistics:
 def test_lru_and_min_on_paper() -> None:
     # One layer, keys 0..2, two slots.  LRU: 0 1 load, 0 hits, 2 evicts 1, 1 evicts 0, 0 evicts 2.  MIN lets 2 pass by.
     needs = [(0,), (1,), (0,), (2,), (1,), (0,)]
-    assert calibration.lru_loads(needs, 2) == 5
-    assert calibration.min_loads(needs, 2) == 3
+    assert lru_loads(needs, 2) == 5
+    assert min_loads(needs, 2) == 3
 
 
 def test_windows_are_cut_inside_requests() -> None:
     request = [[[0, 1], [1, 0]], [[1, 2], [1, 2]], [[3, 0], []]]
-    assert calibration.visits([request, request[:1]], 2, 4) == [(0, 1, 2), (5, 4, 6), (3, 0), (), (0, 1), (5, 4)]
+    assert visits([request, request[:1]], 2, 4) == [(0, 1, 2), (5, 4, 6), (3, 0), (), (0, 1), (5, 4)]
 
 
 def test_the_real_columns_are_what_the_data_gives(committed: dict[str, dict[str, float]]) -> None:
-    if not calibration.REAL.exists():
+    if not RECORDED.exists():
         pytest.skip("the real routing is not in the repository")
     model = model_shape(geometry("mixtral-8x7b"))
-    requests = [request.routed for request in calibration.read_jsonl(calibration.REAL, model)]
+    requests = [request.routed for request in read_jsonl(RECORDED, model)]
     found = {}
     for window in calibration.WINDOWS:
-        needs = calibration.visits(requests, window, model.experts)
-        found[window] = [sum(map(len, needs)), *[calibration.min_loads(needs, slots) for slots in (32, 64, 128, 192)]]
+        needs = visits(requests, window, model.experts)
+        found[window] = [sum(map(len, needs)), *[min_loads(needs, slots) for slots in (32, 64, 128, 192)]]
     assert found == {
         1: [21558, 12680, 8222, 3890, 1438],
         5: [11638, 9494, 7351, 3579, 1370],
         17: [4864, 4256, 3648, 2432, 1216],
     }
     assert calibration.hit_rates(requests) == pytest.approx(committed["real"], abs=0.001)
-    assert calibration.derived_statistics(model) == mixtral_statistics()
+    assert calibration.derived_statistics(RECORDED, model) == mixtral_statistics()
 
 
 # --- the agreement with real routing

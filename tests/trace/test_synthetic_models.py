@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.sim import trace_calibration as calibration
+from benchmarks.sim.cache_loads import global_lru, lru_loads, min_loads
+from benchmarks.sim.published_locality import PUBLISHED, published_figures
 from spmoe.errors import InputError
 from spmoe.machine.geometry import geometry, geometry_names
 from spmoe.trace.reader import TraceFile
@@ -148,19 +150,19 @@ def test_unreadable_figures(text: str, message: str, tmp_path: Path) -> None:
 def test_what_is_not_counted() -> None:
     # As test_lru_and_min_on_paper: LRU loads 0 1, hits 0, loads 2 1 0; MIN loads 0 1, hits 0, loads 2, hits 1 and 0.
     needs = [(0,), (1,), (0,), (2,), (1,), (0,)]
-    assert calibration.lru_loads(needs, 2, 3) == 3
-    assert calibration.min_loads(needs, 2, 3) == 1
+    assert lru_loads(needs, 2, 3) == 3
+    assert min_loads(needs, 2, 3) == 1
 
 
 def test_published_hit_rates_on_paper() -> None:
     # 82.7 of 26 x 6 = 156 routings are read: 47.0 % hits.
-    assert calibration.published_figures(geometry("deepseek-v2-lite"))["lru/0.25"] == pytest.approx(46.99, abs=0.01)
+    assert published_figures(geometry("deepseek-v2-lite"))["lru/0.25"] == pytest.approx(46.99, abs=0.01)
 
 
 def test_the_committed_table_of_models(committed: dict[str, dict[str, dict[str, float]]]) -> None:
-    assert list(committed) == list(calibration.PUBLISHED)
+    assert list(committed) == list(PUBLISHED)
     for name, columns in committed.items():
-        published = calibration.published_figures(geometry(name))
+        published = published_figures(geometry(name))
         assert columns["published"] == pytest.approx(published, abs=0.01)
         for figure, value in published.items():
             if figure.startswith(FITTED):
@@ -181,7 +183,7 @@ def test_deepseek_hits_as_often_as_published() -> None:
     rates = []
     for seed in range(2):
         requests = [tokens.experts.tolist() for tokens in routing.tokens(calibration.WARM_LENGTHS, seed)]
-        rates.append(calibration.global_lru(requests, model, calibration.WARM_LENGTHS[0]))
+        rates.append(global_lru(requests, model.layers, model.experts, calibration.WARM_LENGTHS[0]))
     assert np.mean(rates) == pytest.approx(47.7, abs=3.0)
 
 
@@ -199,7 +201,7 @@ def test_the_shipped_trace_is_made_by_its_command(tmp_path: Path) -> None:
 
 
 def test_the_shipped_trace_gives_its_figure(committed: dict[str, dict[str, dict[str, float]]]) -> None:
-    found = calibration.global_lru(calibration.shipped_requests(SHIPPED), geometry("deepseek-v2-lite"), 0)
+    found = global_lru(calibration.shipped_requests(SHIPPED), 26, 64, 0)
     assert committed["deepseek-v2-lite"]["shipped"] == pytest.approx({"global-lru/0.25": found}, abs=0.01)
 
 

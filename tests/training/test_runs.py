@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks.pages.prediction import PAGE, embedded, of_pair
+from benchmarks.pages.markers import updated
+from benchmarks.pages.prediction import PAGE, blocks_of
+from benchmarks.sim.prediction import of_pair
 from engine.checkpoints.checksums import check_sums
 from spmoe.errors import InputError
 from tests.paths import ROOT
@@ -186,9 +188,8 @@ def test_figures_and_card_come_from_the_models(whole: Path, corpus: Corpus) -> N
     assert "PSF-2.0" in text
     assert f"| {figures['predictors']['next_gate']['top1_used']:.3f} |" in text
     # What docs/prediction.md makes of them.
-    page = embedded(
-        PAGE.read_text(encoding="utf-8"), {"pair": of_pair(figures), "measured": None, "traces": {}, "policies": {}}
-    )
+    found = {"pair": of_pair(figures), "measured": None, "traces": {}, "policies": {}}
+    page = updated(blocks_of(found))[PAGE]
     share = f"{100 * figures['layers'][0]['predictors']['token_table']['top1_used']:.1f} %"
     assert f" | {share} | " in page[page.index("| 0 |") :].partition("\n")[0]
 

@@ -1,4 +1,4 @@
-"""Pieces of docs/validation.md."""
+"""Tables and words of generated pages."""
 
 from __future__ import annotations
 
