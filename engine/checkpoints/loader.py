@@ -9,12 +9,12 @@ All is read from a local folder; no code from it runs (`auto_map` is ignored), a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any
 
 import torch
 from transformers import (
@@ -28,21 +28,12 @@ from transformers import (
 from transformers.utils import logging
 
 from engine.checkpoints.checkpoint import Checkpoint, model_name, read_checkpoint, read_json
-from engine.checkpoints.weight_map import Packing, plan_packing, write_piece
-from engine.memory.host_store import require_memory
+from engine.checkpoints.weight_map import WeightMap, map_weights, write_piece
+from engine.memory.host_store import HostStore, require_memory
 from engine.memory.layout import Layout
-from engine.moe.layers import MoeLayer, expert_layout, find_moe_layers, read_geometry
+from engine.moe.layers import expert_layout, find_moe_layers, read_geometry
 from spmoe.errors import InputError
 from spmoe.machine.geometry import Geometry
-
-
-class BlobStore(Protocol):
-    """Where experts go: one blob (uint8, `Layout.size` bytes, in host memory) for each expert key."""
-
-    def blob(self, key: int) -> torch.Tensor: ...
-
-
-_Store = TypeVar("_Store", bound=BlobStore)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +49,7 @@ class Blueprint:
     dtype: torch.dtype
     geometry: Geometry
     layout: Layout
-    packing: Packing
+    weight_map: WeightMap
     dense_bytes: int
 
     @property
@@ -72,35 +63,6 @@ class Blueprint:
         require_memory(self.host_bytes, available, f"{self.checkpoint.folder}: the weights of the model in {kind}")
 
 
-class Loaded(NamedTuple, Generic[_Store]):
-    """A hollow model in evaluation mode on the CPU, its MoE layers, and the store that holds their experts."""
-
-    model: Any
-    layers: tuple[MoeLayer, ...]
-    store: _Store
-    blueprint: Blueprint
-
-
-def load(
-    folder: str | Path,
-    make_store: Callable[[Layout, int], _Store],
-    *,
-    dtype: torch.dtype,
-    available: int | None = None,
-) -> Loaded[_Store]:
-    """Loads the model in `folder`, its experts into the store that `make_store(layout, keys)` gives.
-
-    `available` is how many bytes of host memory may be taken, checked before anything is allocated; None asks the
-    system.  Raises InputError for whatever is wrong with the checkpoint.
-    """
-    blueprint = read_blueprint(folder, dtype)
-    blueprint.check_memory(available)
-    model = load_rest(blueprint)
-    store = make_store(blueprint.layout, blueprint.geometry.keys)
-    load_experts(blueprint, store)
-    return Loaded(model, find_moe_layers(model), store, blueprint)
-
-
 def read_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
     """What `folder` holds, from its configuration and the headers of its files.
 
@@ -112,10 +74,10 @@ def read_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
     geometry = read_geometry(shell, model_name(folder), str(folder / "config.json"))
     layers = find_moe_layers(shell)
     checkpoint = read_checkpoint(folder)
-    packing = plan_packing(checkpoint, shell, layers)
+    weight_map = map_weights(checkpoint, shell, layers)
     layout = expert_layout(layers)
     whole = sum(each.nbytes for each in chain(shell.parameters(), shell.buffers()))
-    return Blueprint(checkpoint, shell, dtype, geometry, layout, packing, whole - geometry.keys * layout.nbytes)
+    return Blueprint(checkpoint, shell, dtype, geometry, layout, weight_map, whole - geometry.keys * layout.nbytes)
 
 
 def load_rest(blueprint: Blueprint) -> Any:
@@ -129,7 +91,7 @@ def load_rest(blueprint: Blueprint) -> Any:
         model, report = _hollow(model_class).from_pretrained(
             None,
             config=blueprint.shell.config,
-            state_dict={name: slices[name] for name in blueprint.packing.rest},
+            state_dict={name: slices[name] for name in blueprint.weight_map.rest},
             dtype=blueprint.dtype,
             ignore_mismatched_sizes=True,  # reported below, in one line
             local_files_only=True,
@@ -176,11 +138,11 @@ def _stray(model: Any, unexpected: Iterable[str]) -> Iterator[str]:
             yield from (f"{prefix}{number}.{kind}" for kind in sorted(of_layer))
 
 
-def load_experts(blueprint: Blueprint, store: BlobStore) -> None:
+def load_experts(blueprint: Blueprint, store: HostStore) -> None:
     """Copies all experts from the checkpoint's files into `store`, file by file in the order of their bytes."""
     experts = blueprint.geometry.experts
     with blueprint.checkpoint.slices() as slices:
-        for piece in blueprint.packing.pieces:
+        for piece in blueprint.weight_map.pieces:
             for key, row in piece.targets(experts):
                 write_piece(piece, slices[piece.name], blueprint.layout.views(store.blob(key)), row)
 

@@ -42,7 +42,7 @@ class Piece(NamedTuple):
             yield expert_key(self.layer, self.expert, experts), None
 
 
-class Packing(NamedTuple):
+class WeightMap(NamedTuple):
     """Where all tensors go: `pieces` to the experts, the tensors named in `rest` to the rest of the model."""
 
     pieces: tuple[Piece, ...]
@@ -76,7 +76,7 @@ class _Names:
         return tuple(converter.source_patterns)
 
 
-def plan_packing(checkpoint: Checkpoint, model: Any, layers: tuple[MoeLayer, ...]) -> Packing:
+def map_weights(checkpoint: Checkpoint, model: Any, layers: tuple[MoeLayer, ...]) -> WeightMap:
     """Where each tensor of `checkpoint` goes in `model` (whole, on the meta device), whose MoE layers are `layers`.
 
     Raises InputError where an expert's tensor is missing, has a shape or a type that it should not have, or would have
@@ -100,7 +100,7 @@ def plan_packing(checkpoint: Checkpoint, model: Any, layers: tuple[MoeLayer, ...
         _check(piece, tensor, shape)
         pieces.append(piece)
     _check_complete(checkpoint, pieces, owners)
-    return Packing(tuple(pieces), tuple(rest))
+    return WeightMap(tuple(pieces), tuple(rest))
 
 
 def write_piece(piece: Piece, tensor: Any, fields: Mapping[str, torch.Tensor], row: int | None) -> None:

@@ -1,1 +1,4 @@
-"""Where the weights of experts lie and how they move: host store, slot buffer, and the link between them."""
+"""Host memory, device slots and the link that copies between them; it knows bytes and slots, no models.
+
+Read in this order: `layout` (an expert's tensors in one block), `host_store`, `slot_buffer`, `copiers`, `link`.
+"""

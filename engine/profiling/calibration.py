@@ -16,7 +16,7 @@ from engine.moe.eager import expert_output
 from engine.moe.layers import find_moe_layers
 from engine.profiling.kernel_bench import thread_counts, time_experts, time_host_experts
 from engine.profiling.link_bench import LinkTimes, time_link
-from engine.profiling.step_timings import PartTimes
+from engine.profiling.step_timings import StepTimings
 from engine.profiling.synthetic_trace import exercise
 from engine.profiling.trace_runner import Bench
 from spmoe.drive.dispatcher import Observer
@@ -65,19 +65,19 @@ class Study:
         busy = _busy(module, hidden, slots, bench.dtype)
         self.link: LinkTimes = time_link(bench.layout.size, most, bench.device, busy, gbps, latency_ns)
         self.host = time_host_experts(module, hidden, bench.weights.store, bench.dtype, thread_counts())
-        self.resident = PartTimes()
+        self.resident = StepTimings()
         """Everything is resident, under windows of all lengths."""
-        self.forecasting = PartTimes()
+        self.forecasting = StepTimings()
         """The draft makes forecasts, and nothing arrives."""
-        self.prefetching = PartTimes()
+        self.prefetching = StepTimings()
         """Experts arrive while the draft runs."""
-        self.hearing_gate = PartTimes()
+        self.hearing_gate = StepTimings()
         """Everything is resident, and the policy hears what the next layer's gate would say."""
-        self.hearing_weights = PartTimes()
+        self.hearing_weights = StepTimings()
         """The same of the gates' weights."""
-        self.landing = PartTimes()
+        self.landing = StepTimings()
         """Experts arrive where they are needed."""
-        self.on_host = PartTimes()
+        self.on_host = StepTimings()
         """The CPU computes all experts."""
         self.decisions: dict[str, list[float]] = {}
         """What schedulers took per layer, run by run, by policy."""
@@ -127,7 +127,7 @@ class Study:
         """In a run the scheduler of a policy took so long per layer, apart from hearing of what landed."""
         self.decisions.setdefault(policy, []).append(ns)
 
-    def _take(self, times: PartTimes, policy: str, gamma: int, slots: int, **options: Any) -> None:
+    def _take(self, times: StepTimings, policy: str, gamma: int, slots: int, **options: Any) -> None:
         """Puts the readings of a run with the others."""
         times.deciding[gamma].append(self._run(policy, gamma, slots, times.observe, **options))
 

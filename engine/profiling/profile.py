@@ -14,7 +14,7 @@ from engine.memory.host_store import available_memory
 from engine.profiling.calibration import GAMMA, Study
 from engine.profiling.fit import Median, fit_landings, fit_layers, medians, microseconds, middle, usual_ratio
 from engine.profiling.kernel_bench import arithmetic, memory_bandwidth
-from engine.profiling.step_timings import PartTimes, Span
+from engine.profiling.step_timings import Span, StepTimings
 from spmoe.machine.roofline import Roofline
 from spmoe.machine.units import GIB
 from spmoe.policy.registry import recipe as find_recipe
@@ -152,11 +152,11 @@ class Profile:
         """What the simplest scheduler takes per layer where it has nothing to load: it is part of a layer's time."""
         return middle(self._study.resident.deciding[gamma])
 
-    def _deciding(self, times: PartTimes, gamma: int) -> float:
+    def _deciding(self, times: StepTimings, gamma: int) -> float:
         """What the scheduler takes more per layer than that in these rounds of `gamma` drafted tokens."""
         return middle(times.deciding[gamma]) - self._simplest(gamma)
 
-    def _more(self, hearing: PartTimes) -> dict[int, float]:
+    def _more(self, hearing: StepTimings) -> dict[int, float]:
         """What a layer takes more, by its tokens, in these rounds, in which nothing has to be loaded, and which the
         decisions do not explain."""
         more: dict[int, list[float]] = defaultdict(list)

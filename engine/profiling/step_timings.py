@@ -54,7 +54,7 @@ class Drafted(NamedTuple):
     ns: int
 
 
-class PartTimes:
+class StepTimings:
     """Observes a run."""
 
     def __init__(self) -> None:

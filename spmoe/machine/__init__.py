@@ -1,1 +1,4 @@
-"""What runs on what, and how long it takes: model geometries, hardware profiles, the cost model, the memory budget."""
+"""Hardware and models in numbers: units, geometry, profiles, memory budget and the cost model.
+
+Read in this order: `units`, `bits`, `geometry`, `hardware`, `timings`, `roofline`, `cost`, `budget`.
+"""

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from engine.checkpoints.loader import Loaded, load, load_tokenizer, read_blueprint
+from engine.checkpoints.loader import load_tokenizer, read_blueprint
 from engine.memory.host_store import HostStore
 from engine.memory.layout import Layout
 from spmoe.errors import InputError
 from spmoe.state.keys import expert_key
+from tests.engine.loading import Loaded, load
 from tests.engine.tiny import FAMILIES, HIDDEN, WIDTH, eager_model, save_tiny, tiny_config, tokens
 from tests.paths import ROOT
 
@@ -63,7 +64,7 @@ def from_store(experts: Any, states: torch.Tensor, chosen: torch.Tensor, weights
 ALL_EXPERTS_FUNCTIONS.register("from_store", from_store)
 
 
-def load_runnable(folder: Path, dtype: torch.dtype) -> Loaded[PlainStore]:
+def load_runnable(folder: Path, dtype: torch.dtype) -> Loaded:
     """The model in `folder`, computing its experts from a plain store."""
     loaded = load(folder, PlainStore, dtype=dtype)
     layout, experts = loaded.blueprint.layout, loaded.blueprint.geometry.experts
@@ -413,7 +414,8 @@ PEAK = """
 import sys, threading, time
 import torch
 from pathlib import Path
-from engine.checkpoints.loader import load, read_blueprint
+from engine.checkpoints.loader import read_blueprint
+from tests.engine.loading import load
 
 torch.set_num_threads(1)
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.profiling.step_timings import Drafted, PartTimes, Span
+from engine.profiling.step_timings import Drafted, Span, StepTimings
 from spmoe.state.commands import Command, LayerPlan, Load, Purpose, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,
@@ -52,8 +52,8 @@ ROUND: list[tuple[Event, tuple[Command, ...]]] = [
 ]
 
 
-def observed(entries: list[tuple[Event, tuple[Command, ...]]]) -> PartTimes:
-    times = PartTimes()
+def observed(entries: list[tuple[Event, tuple[Command, ...]]]) -> StepTimings:
+    times = StepTimings()
     times.observe(RequestBegun(0, 0), submit(0, 3))
     for event, commands in entries:
         times.observe(event, commands)
