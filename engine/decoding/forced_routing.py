@@ -75,7 +75,7 @@ def _whole(cell: Cell, top_k: int) -> list[int]:
 
 
 def _spread(line: PrefillLine, layer: int, top_k: int) -> Cells:
-    """Experts for each token of a prompt, so that each is chosen as often as the line says or, where it does not, all
+    """Experts for each token of a prompt, so that each is chosen as often as the line has it or, where it does not, all
     of those touched alike."""
     routed = line.prompt_tokens * top_k
     touched = line.touched[layer]

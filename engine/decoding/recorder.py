@@ -9,7 +9,7 @@ from spmoe.state.events import Forecast
 from spmoe.trace.schema import Forecasts, PrefillLine, RejectedLine, TokenLine, TraceLine
 
 Review = Callable[[Sequence[int]], list[tuple[int, int, tuple[Forecast, ...] | None]]]
-"""What a draft makes of all tokens of a finished request; see `Draft.review`."""
+"""What a draft makes of all tokens of a finished request; see `DraftModel.review`."""
 
 
 class Lines(Protocol):
@@ -21,7 +21,7 @@ class Lines(Protocol):
 
 
 class Recorder:
-    """Takes notes while the models run, a pass at a time, and turns them into lines at a request's end."""
+    """Collects routing while the models run, a pass at a time, and writes it as lines at a request's end."""
 
     def __init__(self, layers: int, experts: int, lines: Lines | None = None) -> None:
         """`layers` with `experts` each; `lines` of requests that are over are kept there (None: in memory)."""
@@ -36,7 +36,7 @@ class Recorder:
         self._open: list[TokenLine] = []
         """Token lines of the request under way."""
         self._known: list[bool] = []
-        """Of each, whether the draft said what it proposes."""
+        """Of each, whether the draft has proposed what follows."""
         self._routed: list[tuple[list[list[int]], list[list[int]], tuple[Forecast, ...] | None]] = []
         """Of the pass under way, per layer: experts and weights per token, and next-gate forecasts."""
         self._drafted: list[tuple[int, tuple[Forecast, ...] | None]] = []
@@ -49,7 +49,7 @@ class Recorder:
         weights: list[list[int]],
         next_gate: tuple[Forecast, ...] | None,
     ) -> None:
-        """A router has spoken: experts and weights (/65536) by rank of each token, forecasts for the next layer."""
+        """The routing of a layer: experts and weights (/65536) by rank of each token, forecasts for the next layer."""
         if layer == 0:
             self._routed.clear()
         self._routed.append((cells, weights, next_gate))
@@ -137,7 +137,7 @@ class Recorder:
         forecasts: dict[str, tuple[Forecast, ...]] = {}
         gates = [next_gate for _, _, next_gate in self._routed[:-1]]
         if gates and all(gate is not None for gate in gates):
-            # What a layer's state says of the next one stands with the next one.
+            # The forecast that a layer's state gives for the next one is kept with the next one.
             forecasts["next_gate"] = ((), *(gate[token] for gate in gates if gate is not None))
         return _with_draft(forecasts, self._drafted[token][1] if token < len(self._drafted) else None)
 

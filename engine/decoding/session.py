@@ -70,15 +70,17 @@ class Session(Closing):
                 Link(weights.store, slots, config.depth, gbps, latency_ns=latency_ns, start_ns=start)
             )
             host = stack.enter_context(HostWorker(start))
-            told = self.scheduler.recipe.told
+            signals = self.scheduler.recipe.told
             clock: Clock = RealClock(link, host, start, device)
             if imitated is not None:
-                clock = VirtualClock(link, host, imitated, config.recipe, told)
+                clock = VirtualClock(link, host, imitated, config.recipe, signals)
             self.driver = Driver(self.scheduler, clock, observers)
             self.vocabulary: int = weights.target.config.get_text_config().vocab_size
             layers = find_moe_layers(weights.target)
             computation = choose(kernel, layers, slots)
-            self.target = TargetModel(weights.target, layers, weights.store, slots, host, computation, told, recorder)
+            self.target = TargetModel(
+                weights.target, layers, weights.store, slots, host, computation, signals, recorder
+            )
             stack.callback(self.target.release)
             self.drafter: Drafter | None = None
             """None where nothing is drafted."""

@@ -41,17 +41,17 @@ class TargetModel:
         slots: SlotBuffer,
         host: HostWorker,
         computation: Computation,
-        told: Told,
+        signals: Told,
         recorder: Recorder | None,
     ) -> None:
         self._run = Forward(model)
         self._layers = layers
         self._device = slots.device
         self._computation = computation
-        self._told = told
+        self._signals = signals
         self._recorder = recorder
-        self._needs_next_gate = told.next_gate or recorder is not None
-        self._needs_weights = told.gates or told.gate is not None or recorder is not None
+        self._needs_next_gate = signals.next_gate or recorder is not None
+        self._needs_weights = signals.gates or signals.gate is not None or recorder is not None
         self._pass: Coroutine | None = None
         """The pass under way; None while the model skims."""
         self._request: Request
@@ -86,8 +86,8 @@ class TargetModel:
         self._start(request, tokens, len(tokens), prefill=False)
 
     def next_layer(self) -> tuple[Routed, LayerExperts]:
-        """Goes on to the router of the next layer: what it routes, and who computes the layer's experts; they all must
-        be before the pass goes on."""
+        """Goes on to the router of the next layer: what it routes, and the layer's experts, which must all
+        be computed before the pass goes on."""
         assert self._pass is not None
         reached: tuple[Routed, LayerExperts] = self._pass.resume()
         return reached
@@ -139,8 +139,8 @@ class TargetModel:
         experts, weights, chosen, shares, next_gate, gates = output
         if self._recorder is not None:
             self._recorder.routed(layer.index, chosen, shares, next_gate)
-        if self._told.gate is not None and len(chosen) == 1 and not self._prefill:
-            keep = self._told.gate.keeps(layer.index, len(self._layers), tuple(shares[0]))
+        if self._signals.gate is not None and len(chosen) == 1 and not self._prefill:
+            keep = self._signals.gate.keeps(layer.index, len(self._layers), tuple(shares[0]))
             experts, weights, chosen = experts[:, :keep], weights[:, :keep], [chosen[0][:keep]]
         counts: dict[int, int] = {}
         for cell in chosen:
@@ -148,10 +148,10 @@ class TargetModel:
                 counts[expert] = counts.get(expert, 0) + 1
         if self._prefill:  # A trace has the experts that a prompt touches, but neither their order nor their weights.
             counts = dict(sorted(counts.items()))
-            gates = (even_gate(tuple(counts)),) if self._told.gates else ()
+            gates = (even_gate(tuple(counts)),) if self._signals.gates else ()
         reached = self._experts[layer.index]
         reached.set_rows(self._computation(layer.experts, states, experts, weights, counts))
-        forecast = next_gate if self._told.next_gate else None
+        forecast = next_gate if self._signals.next_gate else None
         suspend((Routed(tuple(counts), tuple(counts.values()), forecast, gates), reached))
         return reached.combined()
 
@@ -166,7 +166,7 @@ class TargetModel:
         next_gate = forecasts(*(each[None] for each in values[-2:]))[0] if forecast else None
         chosen: list[list[int]] = ids.tolist()
         gates: tuple[Forecast, ...] = ()
-        if self._told.gates and not self._prefill:
+        if self._signals.gates and not self._prefill:
             gates = tuple(tuple(zip(*each, strict=True)) for each in zip(chosen, shares, strict=True))
         return RouterOutput(experts, weights, chosen, shares, next_gate, gates)
 

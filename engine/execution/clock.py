@@ -1,7 +1,7 @@
-"""Time in the engine: as it passes (`real_clock`), or as the cost model says (`virtual_clock`).
+"""Time in the engine: as it passes (`real_clock`), or as a cost model has it (`virtual_clock`).
 
-A clock carries out what is handed to link and CPU, and tells what happened while an effect of the step program took its
-time.
+A clock carries out what is handed to link and CPU, and gives notice of what happened during an effect of the step
+program.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Notice(NamedTuple):
 
 
 class Clock(Protocol):
-    """Methods named after what is over return what happened until then; the driver, who iterates, tells the scheduler
-    of each before it asks for the next.  Afterwards `now` is when it was over."""
+    """Methods named after what is over return what happened until then; the driver delivers each to the scheduler
+    before it asks for the next.  Afterwards `now` is when it was over."""
 
     measures: bool
     """Whether times are measured."""

@@ -3,7 +3,7 @@
 A forward pass of transformers is a call stack, which cannot yield as a generator does.  greenlet switches between
 stacks within one thread: so a pass computes with the thread's number of threads and enqueues on its current stream.
 torch's modes belong to the thread, too, whichever stack is running: code that enters one (`torch.inference_mode`) must
-not suspend inside of it, and whoever resumes enters it around the whole life of the coroutine.
+not suspend inside of it; the code that resumes enters it around the whole life of the coroutine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Coroutine:
 
 
 def suspend(value: Any = None) -> None:
-    """For code inside a coroutine: hands `value` to whoever resumed it, and returns when it is resumed again."""
+    """For code inside a coroutine: hands `value` to the code that resumed it, and returns when it is resumed again."""
     parent = getcurrent().parent
     if parent is None:
         raise RuntimeError("nothing to suspend: this is no coroutine")

@@ -1,8 +1,8 @@
 """Carries out the step program with real models: the engine's side of `docs/contract.md`.
 
 The core's step program (`spmoe.drive.step`) yields effects; from each the driver makes an outcome, with the models, the
-link and the CPU, and the clock says when it was over.  Forward passes are coroutines, resumed until they have what an
-effect asks for.
+link and the CPU; the clock has the time at which it was over.  Forward passes are coroutines, resumed until they have
+what an effect asks for.
 
 One thread runs all of it.  It looks for arrivals at every layer and after every expert, and until it does the link
 still has work, since as many as `depth` batches are submitted ahead.  So there is no lock, and the order of the log is
@@ -75,7 +75,7 @@ class Pass(Protocol):
         """Of how many tokens the logits are needed."""
 
     def attention(self, layer: int) -> tuple[Routed, Experts]:
-        """Goes on to the router of a layer: what it routes, and who computes the layer's experts."""
+        """Goes on to the router of a layer: what it routes, and the layer's experts, to compute."""
 
     def accept(self) -> int:
         """Goes on to the end; returns how many drafted tokens stand."""
@@ -102,7 +102,7 @@ class Round(Pass, Protocol):
 
 
 class Driver:
-    """Runs the programs of passes, and tells the scheduler what happens.
+    """Runs the programs of passes, and delivers to the scheduler what happens.
 
     After an error the driver must not be used again.
     """
@@ -239,7 +239,7 @@ class Driver:
         return began, (*landed, *computed)
 
     def _deliver(self, notices: Iterable[Notice]) -> None:
-        """Tells the scheduler what happened, one event after the other."""
+        """Delivers to the scheduler what happened, one event after the other."""
         for event, cause in notices:
             if type(event) is BatchArrived:
                 for key, slot, _ in self._dispatcher.on_link[event.batch].loads:

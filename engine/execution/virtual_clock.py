@@ -25,13 +25,13 @@ class VirtualClock:
 
     measures = False
 
-    def __init__(self, link: Link, host: HostWorker, cost: CostModel, policy: str, told: Told) -> None:
-        """`policy` is the name of the recipe that decides, `told` what it needs of routers."""
+    def __init__(self, link: Link, host: HostWorker, cost: CostModel, policy: str, signals: Told) -> None:
+        """`policy` is the name of the recipe that decides, `signals` what it learns from routers besides routing."""
         self._link = link
         self._host = host
         self._cost = cost
         self._decision_ns = cost.decision_ns(policy)
-        self._told = told
+        self._signals = signals
         self._link_times = LinkSchedule(cost, NATIVE)
         self._cpu_times = CpuSchedule(cost)
         self._due: list[tuple[int, int, int, BatchArrived | HostComputed]] = []
@@ -69,8 +69,8 @@ class VirtualClock:
 
     def attended(self, layer: int, tokens: int, context: int) -> Iterable[Notice]:
         entry = 0 if layer else self._cost.entry_ns()
-        hearing = self._cost.hearing_ns(tokens, self._told.next_gate, self._told.gates)
-        yield from self._polled_at_end(self._cost.layer_ns(tokens, context) + self._decision_ns + hearing + entry)
+        readback = self._cost.hearing_ns(tokens, self._signals.next_gate, self._signals.gates)
+        yield from self._polled_at_end(self._cost.layer_ns(tokens, context) + self._decision_ns + readback + entry)
 
     def computed(self, tokens: Sequence[int]) -> Iterable[Notice]:
         return self._pass(sum(self._cost.expert_times(tokens)))

@@ -1,1 +1,1 @@
-"""The simulated machine: driver, link, CPU, and forward passes by a trace."""
+"""The simulated machine: a driver, link and CPU, and a trace as the program of forward passes that it carries out."""

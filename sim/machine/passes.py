@@ -15,21 +15,19 @@ from spmoe.trace.gates import even_gate, gate_of
 from spmoe.trace.schema import PrefillLine, TokenLine
 from spmoe.trace.windows import Round, Routing
 
-NO_FORECAST: Forecast = ()
-
-
-NOTHING: Final = Told()
+NO_FORECAST: Final[Forecast] = ()
+NO_SIGNALS: Final = Told()
 
 
 class Pass:
     """Stands in for the models during one program."""
 
-    def __init__(self, cost: CostModel, policy: str, told: Told = NOTHING) -> None:
-        """`policy` is the name of the recipe that decides, and `told` what it hears of routers."""
+    def __init__(self, cost: CostModel, policy: str, signals: Told = NO_SIGNALS) -> None:
+        """`policy` is the name of the recipe that decides, `signals` what it learns from routers besides routing."""
         self._cost = cost
-        self._told = told
+        self._signals = signals
         self._decision_ns = cost.decision_ns(policy)
-        self._told_nothing = not (told.next_gate or told.gates)
+        self._routing_alone = not (signals.next_gate or signals.gates)
         self._layer_ns = 0
         self._entry_ns = cost.entry_ns()
         self._round_ns = 0
@@ -38,12 +36,12 @@ class Pass:
         self._experts_ns: dict[int, int] = {}
 
     def tokens_of(self, experts: Sequence[int]) -> tuple[int, ...]:
-        """How many tokens go to each of some experts of the layer whose router spoke last."""
+        """How many tokens go to each of some experts of the layer reached last."""
         routing = self._routing[self._at]
         return tuple(routing.tokens[routing.experts.index(expert)] for expert in experts)
 
     def experts_ns(self, experts: Sequence[int]) -> int:
-        """How long some experts of the layer whose router spoke last compute, one after the other."""
+        """How long some experts of the layer reached last compute, one after the other."""
         return sum(map(self._experts_ns.__getitem__, experts))
 
     def attention(self, layer: int) -> tuple[int, Routed]:
@@ -58,10 +56,10 @@ class Pass:
         return self._layer_ns if layer else self._layer_ns + self._entry_ns
 
     def _reading_ns(self, tokens: int, context: int) -> int:
-        """How long a layer takes up to its router's word, and the policy to hear it and to decide."""
-        told = self._told
-        hearing = self._cost.hearing_ns(tokens, told.next_gate, told.gates)
-        return self._cost.layer_ns(tokens, context) + self._decision_ns + hearing
+        """How long a layer takes up to its routing, reading that back and deciding included."""
+        signals = self._signals
+        readback = self._cost.hearing_ns(tokens, signals.next_gate, signals.gates)
+        return self._cost.layer_ns(tokens, context) + self._decision_ns + readback
 
     def _route(self, layer: int) -> Routed:
         routing = self._routing[layer]
@@ -73,11 +71,11 @@ class Pass:
 class PromptPass(Pass):
     """Reading a prompt.
 
-    Its line tells which experts are touched; where it does not say by how many tokens, these are spread evenly.
+    Its line has the experts that are touched; where it lacks by how many tokens, these are spread evenly.
     """
 
-    def __init__(self, cost: CostModel, line: PrefillLine, policy: str, told: Told = NOTHING) -> None:
-        super().__init__(cost, policy, told)
+    def __init__(self, cost: CostModel, line: PrefillLine, policy: str, signals: Told = NO_SIGNALS) -> None:
+        super().__init__(cost, policy, signals)
         self._layer_ns = self._reading_ns(line.prompt_tokens, line.prompt_tokens)
         self._round_ns = cost.round_ns(1)
         if line.counts is None:
@@ -89,8 +87,8 @@ class PromptPass(Pass):
 
     def _route(self, layer: int) -> Routed:
         routed = super()._route(layer)
-        if self._told.gates and routed.experts:
-            # No line tells them of a prompt: every expert touched counts alike.
+        if self._signals.gates and routed.experts:
+            # No line has them for a prompt: all experts touched are equal.
             return routed._replace(gates=(even_gate(routed.experts),))
         return routed
 
@@ -106,13 +104,13 @@ class StepPass(Pass):
         position: int,
         unread: Unread,
         policy: str,
-        told: Told = NOTHING,
+        signals: Told = NO_SIGNALS,
         known: int = 0,
     ) -> None:
         """`lines` are up to `gamma` + 1 from the pending token on, fewer where the request ends with them, and behind
         them as many as the draft may go past the longest window; `unread` follows the request's draft, which has read
         the first `known` tokens already."""
-        super().__init__(cost, policy, told)
+        super().__init__(cost, policy, signals)
         self._position = position
         self._unread = unread
         unread.round_begun(position, known)
@@ -152,7 +150,7 @@ class StepPass(Pass):
         if layer == 0:
             self._round.drafted = self._drafted
             self._begin_verification()
-        return self._attention_ns(layer), self._route(layer) if self._told_nothing else self._told_route(layer)
+        return self._attention_ns(layer), self._route(layer) if self._routing_alone else self._route_with_signals(layer)
 
     def draft_layers(self, token: int, first: int, end: int) -> tuple[int, tuple[Forecast, ...]]:
         """Duration (ns) of the draft's layers `first` to `end` (exclusive) on a token, and their forecasts."""
@@ -179,12 +177,12 @@ class StepPass(Pass):
             self._read = self._unread.draft()
         return self._cost.draft_layers_ns(first, end, self._read)
 
-    def _told_route(self, layer: int) -> Routed:
+    def _route_with_signals(self, layer: int) -> Routed:
         routed = self._route(layer)
-        told = self._told
-        if told.next_gate and layer + 1 < len(self._routing):
+        signals = self._signals
+        if signals.next_gate and layer + 1 < len(self._routing):
             routed = routed._replace(next_gate=self._next_gate(layer + 1))
-        if told.gates:
+        if signals.gates:
             inputs = self._round.whole.inputs[: self._drafted + 1]
             routed = routed._replace(gates=tuple(gate_of(line, layer) for line in inputs))
         return routed
@@ -201,8 +199,8 @@ class StepPass(Pass):
         whole = self._round.whole
         self._layer_ns = self._reading_ns(tokens, self._position + tokens)
         inputs = whole.inputs[:tokens]
-        if tokens == 1 and self._told.gate is not None:
-            inputs = (thinned(inputs[0], self._told.gate),)
+        if tokens == 1 and self._signals.gate is not None:
+            inputs = (thinned(inputs[0], self._signals.gate),)
         self._routing = whole._replace(inputs=inputs).routing()
 
     def _forecasts(self, name: str, token: int) -> tuple[Forecast, ...]:
