@@ -61,6 +61,13 @@ def test_one_request_at_a_time(engine: Engine) -> None:
     assert len([*first]) > 1
 
 
+def test_torchs_modes_are_the_callers_between_rounds(engine: Engine) -> None:
+    for _ in range(2):
+        for _piece in engine.stream(PROMPT, 8):
+            assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
 def test_sampling_repeats_with_a_seed(engine: Engine) -> None:
     drawn = [engine.generate(PROMPT, 24, temperature=1.0, seed=seed).tokens for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
