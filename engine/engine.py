@@ -25,7 +25,8 @@ from engine.plan import Plan, make_plan
 from spmoe.drive.dispatcher import Observer
 from spmoe.errors import InputError
 from spmoe.results.lengths import LengthFold
-from spmoe.results.metrics import Metrics, MetricsFold
+from spmoe.results.metrics import Metrics
+from spmoe.results.metrics_fold import MetricsFold
 from spmoe.results.transfers import TransferFold, Transfers
 
 

@@ -13,7 +13,8 @@ from spmoe.policy.parts.future import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.sp_moe.cutoff import Cutoff
 from spmoe.results.bound import Bound, bound
-from spmoe.results.metrics import Metrics, MetricsFold
+from spmoe.results.metrics import Metrics
+from spmoe.results.metrics_fold import MetricsFold
 from spmoe.run.setting import Setting
 from spmoe.scheduler.config import SchedulerConfig, configure
 from spmoe.scheduler.scheduler import Scheduler

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.pages.policies import PAGE
 from spmoe.drive import step
 from spmoe.policy.registry import recipe
-from spmoe.results.metrics import MetricsFold
+from spmoe.results.metrics_fold import MetricsFold
 from spmoe.results.result import Result
 from spmoe.results.timeline import ROWS
 from spmoe.state import commands, events

@@ -19,7 +19,8 @@ from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.policy.parts.runtime import NATIVE
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import select
-from spmoe.results.metrics import Metrics, MetricsFold
+from spmoe.results.metrics import Metrics
+from spmoe.results.metrics_fold import MetricsFold
 from spmoe.results.run import Measured, Run, TraceIdentity, hardware_of
 from spmoe.run.applicability import sort_out
 from spmoe.run.setting import Setting, resolve_setting

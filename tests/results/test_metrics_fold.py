@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from spmoe.results.metrics import Metrics, MetricsFold
+from spmoe.results.metrics import Metrics
+from spmoe.results.metrics_fold import MetricsFold
 from spmoe.state.commands import Command, LayerPlan, Load, Purpose, Speculate, Submit
 from spmoe.state.events import (
     BatchArrived,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spmoe.policy.registry import recipe
-from spmoe.results.metrics import Metrics, MetricsFold
+from spmoe.results.metrics import Metrics
+from spmoe.results.metrics_fold import MetricsFold
 from spmoe.results.result import Result
 
 NOTHING = MetricsFold(4).result()

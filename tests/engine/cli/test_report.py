@@ -14,7 +14,8 @@ from engine.cli.report import document, show, summary, trace_of
 from engine.engine import Engine
 from engine.options import Options
 from engine.plan import Plan, make_plan
-from spmoe.results.metrics import Metrics, MetricsFold
+from spmoe.results.metrics import Metrics
+from spmoe.results.metrics_fold import MetricsFold
 from spmoe.results.transfers import TransferFold, Transfers
 
 NOTHING_YET = MetricsFold(8).result()

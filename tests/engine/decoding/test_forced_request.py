@@ -17,7 +17,7 @@ from spmoe.machine.hardware import Hardware, load_hardware  # noqa: E402
 from spmoe.policy.parts.runtime import NATIVE  # noqa: E402
 from spmoe.policy.recipe import Recipe  # noqa: E402
 from spmoe.policy.registry import RECIPES, recipe  # noqa: E402
-from spmoe.results.metrics import MetricsFold  # noqa: E402
+from spmoe.results.metrics_fold import MetricsFold  # noqa: E402
 from spmoe.run.setting import Setting, resolve_setting  # noqa: E402
 from spmoe.scheduler.config import SchedulerConfig  # noqa: E402
 from spmoe.scheduler.log import LogWriter  # noqa: E402
