@@ -64,7 +64,7 @@ class Engine(Closing):
         Raises InputError where memory does not suffice or a checkpoint turns out bad.
         """
         self.plan = plan
-        with ExitStack() as stack, plan.naming_the_budget():
+        with ExitStack() as stack, plan.oom_as_input_error():
             self._load(stack)
             self.recorder = Recorder(plan.config.layers, plan.config.experts, lines) if record else None
             self._connect(stack, tuple(observers))
@@ -226,7 +226,7 @@ class Engine(Closing):
         done = 0
         request = SampledRequest(self._requests, prompt, budget, ends, sampler, self._session.lengths)
         self._requests += 1
-        with self.plan.naming_the_budget(), closing(self._decoder.run(request)) as rounds:
+        with self.plan.oom_as_input_error(), closing(self._decoder.run(request)) as rounds:
             for tokens in rounds:
                 done += len(tokens)
                 piece = "" if text is None else text.feed(tokens)

@@ -10,10 +10,13 @@ from typing import Final
 from spmoe.errors import InputError
 from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.machine.units import parse_size
+from spmoe.run.options import DEFAULT_HARDWARE
 
 DTYPES: Final = ("float64", "float32", "bfloat16", "float16")
 KERNELS: Final = ("plain", "triton")
 """Who computes experts in slots: torch, operation by operation, or kernels of our own."""
+DEFAULT_POLICY: Final = "spmoe.foresight"
+"""What decides where nothing else is asked for."""
 CONTEXT: Final = 4096
 """Tokens of the longest request that room is reckoned for where nothing else is asked for."""
 CPU_CACHE: Final = 0.5
@@ -28,7 +31,7 @@ PathName = str | os.PathLike[str]
 class Options:
     """How to run a model; see `Engine.from_pretrained`, which says what each option means."""
 
-    policy: str = "spmoe.per-layer"
+    policy: str = DEFAULT_POLICY
     vram: str | int | None = None
     cache: float | None = None
     slots: int | None = None
@@ -39,7 +42,7 @@ class Options:
     device: str | None = None
     dtype: str | None = None
     kernel: str = "plain"
-    hardware: str | Hardware = "rtx-4090"
+    hardware: str | Hardware = DEFAULT_HARDWARE
     link_gbps: float | None = None
     virtual_time: str | Hardware | None = None
     layer_map: Sequence[int] | None = None

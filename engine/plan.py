@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from engine.decoding.layer_map import match_layers
 from engine.device import bits_of, resolve_device, resolve_dtype
 from engine.earlier_run import Foreknowledge
 from engine.memory.host_store import require_memory
+from engine.memory.out_of_memory import oom_as_input_error
 from engine.moe.backend import check_kernel
 from engine.moe.layers import MoeLayer, find_moe_layers
 from engine.options import CONTEXT, CPU_CACHE, Options
@@ -32,8 +33,9 @@ from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import fallback as stand_in
 from spmoe.policy.registry import recipe as find_recipe
 from spmoe.run.applicability import cpu_obstacle
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import Setting, resolve_setting
-from spmoe.scheduler.config import SchedulerConfig, configure
+from spmoe.scheduler.config import SchedulerConfig
 from spmoe.trace.schema import DraftShape, Header, Source
 
 
@@ -82,19 +84,11 @@ class Plan:
             what += f", {self.setting.slots} slots" + ("" if self.draft is None else f" and {self.draft}")
         require_memory(needed, self.options.resolve_host_memory(), what)
 
-    @contextmanager
-    def naming_the_budget(self) -> Iterator[None]:
-        """Where memory runs out, an InputError says which budget to lower."""
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            room = "--vram, --cache or --slots" if self.device.type == "cuda" else "--cache or --slots"
-            raise InputError(
-                f"out of memory on {self.device}: slots for {self.setting.slots} experts take "
-                f"{format_size(self.slot_bytes)} of it; lower {room}, or give a shorter prompt"
-            ) from error
+    def oom_as_input_error(self) -> AbstractContextManager[None]:
+        """Where memory runs out in the block, an InputError says which budget to lower."""
+        room = "--vram, --cache or --slots" if self.device.type == "cuda" else "--cache or --slots"
+        taken = f"slots for {self.setting.slots} experts take {format_size(self.slot_bytes)} of it"
+        return oom_as_input_error(self.device, f"{taken}; lower {room}, or give a shorter prompt")
 
     def check_request(self, prompt: Sequence[int], new_tokens: int) -> None:
         """InputError for a prompt that is empty or has unknown tokens, and for more tokens than there is room for."""
@@ -137,28 +131,21 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     setting = resolve_setting(
         _header(blueprint, shape, context, Source("recorded", "", "", ""), 1),
         context,
-        hardware=hardware,
-        bits=bits_of(dtype),
-        gamma=0 if shell is None else options.gamma,
-        gamma_max=None if shell is None else options.gamma_max,
-        cpu_experts=options.cpu_experts,
-        **_room(options, device),
+        RunOptions(
+            hardware=hardware,
+            bits=bits_of(dtype),
+            gamma=0 if shell is None else options.gamma,
+            gamma_max=None if shell is None else options.gamma_max,
+            cpu_experts=options.cpu_experts,
+            **_room(options, device),
+        ),
     )
     least = recipe.placement.least(setting.shape)
     if setting.slots < least:
         raise InputError(f"policy {recipe.name}: needs at least {least} slots, and there are {setting.slots}")
     if (lacking := cpu_obstacle(recipe, setting)) is not None:
         raise InputError(f"policy {recipe.name}: {lacking}")
-    config, _ = configure(
-        recipe,
-        setting.cost,
-        setting.slots,
-        setting.gamma,
-        context,
-        options.cutoff,
-        setting.gamma_max,
-        setting.cpu_experts,
-    )
+    config, _ = setting.configure(recipe, options.cutoff)
     return Plan(
         device=device,
         dtype=dtype,
@@ -252,9 +239,3 @@ def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -
             f"{folder}: expected a vocabulary of {ours} tokens, as the target's, got "
             f"{draft.config.get_text_config().vocab_size}"
         )
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether that is why something failed, on the CPU or a GPU."""
-    # What torch raises on the CPU has no name of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -9,7 +9,7 @@ under policies that did not run.  `spmoe.trace.writer.write_trace` would keep it
 import sim
 from engine import Engine
 from engine.checkpoints.bundled import shipped_pair
-from engine.cli.report import trace_of
+from engine.cli.trace_output import trace_of
 
 PROMPTS = ["def read_lines(path):", "class Queue:"]
 POLICIES = ["on-demand.lru", "spmoe.per-layer", "spmoe.foresight", "clairvoyant"]

@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -17,7 +18,9 @@ from spmoe import __version__
 from spmoe.errors import InputError
 from spmoe.files import atomic_write, reason
 
-Commands = Mapping[str, Callable[[argparse.Namespace], None]]
+Command = Callable[[argparse.Namespace], None]
+
+Commands = Mapping[str, Command]
 """What to do for each name of a subcommand, which the parser calls `command`."""
 
 _TURNS: Final = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
@@ -33,11 +36,43 @@ class Stopped(SystemExit):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Wrong usage is an `InputError`, told in one line as all others are."""
+    """Wrong usage is an `InputError`, in one line as all others are.
+
+    An option that takes several values may be given several times, and they add up; one that takes a single value may
+    be given once.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("action", None, _Store)
+        self.register("action", "store", _Store)
+        self.given: set[str] = set()
+        """The options seen so far by the parse under way."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the base class does; begins with no option seen."""
+        self.given.clear()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Never prints the usage, which would bury what is wrong."""
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class _Store(argparse._StoreAction):
+    """Stores a value; of an option given again, adds its values to the earlier ones or refuses it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        if option_string is not None:
+            assert isinstance(parser, OneLineParser)
+            if self.dest in parser.given:
+                if self.nargs not in ("+", "*"):
+                    raise argparse.ArgumentError(self, "given twice")
+                values = [*getattr(namespace, self.dest), *values]
+            parser.given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def program_parser(module: str, description: str) -> OneLineParser:
@@ -62,6 +97,12 @@ def file(text: str) -> str:
 def named_file(path: str | None) -> str | None:
     """The path, unless it stands for standard output ("-")."""
     return None if path == "-" else path
+
+
+def fields_given(options: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
+    """The options that are called like fields of `kind`, to make one of: `kind(**fields_given(options, kind))`."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in vars(options).items() if name in names}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from engine.engine import Engine
-from spmoe.run.setting import GAMMA
+from spmoe.run.options import GAMMA
 from training.likelihood import spread
 
 PROMPTS = 24

@@ -27,6 +27,7 @@ from sim.studies.fidelity import Compared, Fidelity, fidelity
 from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.policy.registry import recipe
 from spmoe.results.run import read_run
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.summary import summarise
@@ -51,10 +52,10 @@ def link_speeds(machine: Hardware) -> dict[float, float]:
     """GB/s for each ratio of moving all experts that a round needs to computing it with all of them resident."""
     trace = TraceFile(TRACE)
     setting = resolve_setting(
-        trace.header, summarise(trace).longest_request, hardware=machine, bits=BITS, cache=1.0, gamma=4
+        trace.header, summarise(trace).longest_request, RunOptions(hardware=machine, bits=BITS, cache=1.0, gamma=4)
     )
     runner, one = Runner(trace, setting), recipe("on-demand.lru")
-    metrics = runner.run(one, runner.configure(one)[0])
+    metrics = runner.run(one, setting.configure(one)[0])
     moved = metrics.needs * setting.geometry.expert_bytes(BITS)
     return {ratio: float(f"{moved / (ratio * (metrics.decode_ns - metrics.stall_ns)):.2g}") for ratio in RATIOS}
 

@@ -16,7 +16,7 @@ from benchmarks.on_gpu.moved import DecodeTransfers
 from benchmarks.on_gpu.stages import TRACES
 from benchmarks.on_gpu.worker import Task
 from engine.profiling.calibration import Study
-from engine.profiling.policy_timing import Chosen, Measurement, Room, choose
+from engine.profiling.policy_timing import Chosen, Measurement, choose
 from engine.profiling.profile import Profile
 from engine.profiling.random_models import BlankPair
 from spmoe.errors import InputError
@@ -26,6 +26,7 @@ from spmoe.policy.parts.future import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe
 from spmoe.results.run import TraceIdentity, hardware_of
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import Setting, resolve_setting
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.log import verify_log
@@ -84,7 +85,7 @@ def measure(task: Task) -> dict[str, Any]:
     subject = study.subject
     trace = excerpt(TraceFile(source), settings["tokens"], subject.model, subject.draft)
     setting, budget = room(settings, trace, summarise(trace).longest_request)
-    space = Room(slots=setting.slots, gamma=GAMMA)
+    space = RunOptions(slots=setting.slots, gamma=GAMMA)
     chosen = sort_out(task.kept["pair"], trace, settings["policies"], space)
     measurement = Measurement(study, trace, chosen, space)
     repeated = 0
@@ -120,7 +121,7 @@ def measure(task: Task) -> dict[str, Any]:
     }
 
 
-def sort_out(pair: BlankPair, trace: TraceInMemory, policies: Sequence[str], space: Room) -> Chosen:
+def sort_out(pair: BlankPair, trace: TraceInMemory, policies: Sequence[str], space: RunOptions) -> Chosen:
     """Those that can be measured here; the others are left out, for a stage should not fail because of one."""
     recipes: list[Recipe] = []
     skipped = {}
@@ -140,13 +141,13 @@ def room(settings: Mapping[str, Any], trace: TraceInMemory, longest: int) -> tup
     """
     bits = 8 * getattr(torch, settings["dtype"]).itemsize
     if "cache" in settings:
-        setting = resolve_setting(trace.header, longest, bits=bits, cache=settings["cache"], gamma=GAMMA)
+        setting = resolve_setting(trace.header, longest, RunOptions(bits=bits, cache=settings["cache"], gamma=GAMMA))
         return setting, f"{setting.slots} slots, {settings['cache']:.0%} of all experts"
-    asked = resolve_setting(trace.header, longest, bits=bits, gamma=GAMMA, slots=1)
+    asked = resolve_setting(trace.header, longest, RunOptions(bits=bits, gamma=GAMMA, slots=1))
     assert asked.draft is not None
     draft = replace(asked.draft, max_bits=settings["draft_bits"])
     budget = memory_budget(asked.geometry, bits, draft, longest, parse_size(settings["vram"]))
-    setting = resolve_setting(trace.header, longest, bits=bits, slots=budget.slots, gamma=GAMMA)
+    setting = resolve_setting(trace.header, longest, RunOptions(bits=bits, slots=budget.slots, gamma=GAMMA))
     return setting, f"{budget.explain()}; the draft counted at {draft.width(bits):g} bits"
 
 

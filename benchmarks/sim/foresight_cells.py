@@ -15,6 +15,7 @@ from sim.runner import Runner
 from spmoe.machine.geometry import geometry
 from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.policy.registry import recipe
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.trace.draws import Rates
 from spmoe.trace.importers import import_trace
@@ -92,14 +93,16 @@ def measure(task: Task) -> tuple[str, tuple[float, float]]:
     setting = resolve_setting(
         trace.header,
         summarise(trace).longest_request,
-        hardware=machine(cell.bits, cell.cpu),
-        bits=cell.bits,
-        cache=cell.cache,
-        gamma=cell.gamma,
-        cpu_experts=cell.cpu > 0,
+        RunOptions(
+            hardware=machine(cell.bits, cell.cpu),
+            bits=cell.bits,
+            cache=cell.cache,
+            gamma=cell.gamma,
+            cpu_experts=cell.cpu > 0,
+        ),
     )
     runner, one = Runner(trace, setting), recipe(cell.policy)
-    metrics, bound = runner.run(one, runner.configure(one)[0]), runner.bound(BASE_GAMMA)
+    metrics, bound = runner.run(one, setting.configure(one)[0]), runner.bound(BASE_GAMMA)
     loads, tpot = metrics.loads_per_token, metrics.tpot_ms
     assert loads is not None and tpot is not None
     return cell.key, (round(loads / bound.loads_per_token, 5), round(tpot / bound.tpot_ms, 5))

@@ -23,6 +23,7 @@ import simpy
 from benchmarks.files import RESULTS, ROOT, machine, write_json
 from sim.runner import Runner
 from spmoe.policy.registry import recipe
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TraceInMemory
@@ -59,11 +60,11 @@ def against_bare_simpy() -> dict[str, Any]:
     """Per policy, the time of a replay over that of bare SimPy, pair by pair."""
     file = TraceFile(TRACE)
     trace = TraceInMemory(file.header, file)
-    runner = Runner(trace, resolve_setting(trace.header, summarise(trace).longest_request))
+    runner = Runner(trace, resolve_setting(trace.header, summarise(trace).longest_request, RunOptions()))
     found = {}
     for name in POLICIES:
         chosen = recipe(name)
-        config, _ = runner.configure(chosen)
+        config, _ = runner.setting.configure(chosen)
         metrics = runner.run(chosen, config)
         ratios, replays, bares = [], [], []
         for _ in range(PAIRS):

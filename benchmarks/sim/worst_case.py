@@ -26,6 +26,7 @@ from sim.pool import spread
 from sim.runner import Runner
 from spmoe.policy.registry import RECIPES, recipe
 from spmoe.run.applicability import obstacle
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import Setting, resolve_setting
 from spmoe.trace.excerpt import excerpt
 from spmoe.trace.reader import TraceFile
@@ -88,17 +89,14 @@ def setting_of(cell: Cell) -> Setting:
     return resolve_setting(
         trace.header,
         summarise(trace).longest_request,
-        hardware=place.hardware,
-        cache=place.cache,
-        gamma=cell.gamma,
-        cpu_experts=cell.cpu,
+        RunOptions(hardware=place.hardware, cache=place.cache, gamma=cell.gamma, cpu_experts=cell.cpu),
     )
 
 
 def measure(cell: Cell) -> tuple[str, float]:
     """A cell's TPOT in ms."""
     runner, one = Runner(beginning(cell.place.trace), setting_of(cell)), recipe(cell.policy)
-    tpot = runner.run(one, runner.configure(one)[0]).tpot_ms
+    tpot = runner.run(one, runner.setting.configure(one)[0]).tpot_ms
     assert tpot is not None
     return cell.key, tpot
 

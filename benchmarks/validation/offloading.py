@@ -14,6 +14,7 @@ from benchmarks.validation.inputs import CONFIG, machine, published_speeds, real
 from sim.runner import Runner
 from spmoe.machine.cost import CostModel
 from spmoe.policy.registry import recipe
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.trace.summary import summarise
 
@@ -99,7 +100,9 @@ def _simulator(data: Path) -> Any:
         hardware = machine(gpu, SETTINGS["gpus"][gpu], link_gb_per_s=link, layer_overhead_us=overhead * 1e3)
         layers = trace.header.model.layers
         setting = resolve_setting(
-            trace.header, longest, hardware=hardware, bits=BITS, slots=slots * layers + SETTINGS["buffers"], gamma=0
+            trace.header,
+            longest,
+            RunOptions(hardware=hardware, bits=BITS, slots=slots * layers + SETTINGS["buffers"], gamma=0),
         )
         size = (SETTINGS["whole_model_gb"][str(bits)] - SETTINGS["dense_gb"]) * 1e9 / setting.geometry.keys
         model = replace(setting.geometry, expert_params=round(size * 8 / BITS))
@@ -107,7 +110,7 @@ def _simulator(data: Path) -> Any:
         one = recipe(SETTINGS["policies"][variant])
         one = replace(one, runtime=replace(one.runtime, submission_ns=round(submission * 1e6)))
         runner = Runner(trace, setting)
-        tpot = runner.run(one, runner.configure(one)[0]).tpot_ms
+        tpot = runner.run(one, setting.configure(one)[0]).tpot_ms
         assert tpot is not None
         return 1000 / tpot
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 
-from engine.options import DTYPES, KERNELS
+from engine.options import DEFAULT_POLICY, DTYPES, KERNELS
 from spmoe.cli import file, program_parser
 from spmoe.machine.hardware import hardware_names
-from spmoe.run.setting import GAMMA, LONGEST
+from spmoe.run.options import DEFAULT_HARDWARE, GAMMA, GAMMA_MAX
 
 NEW_TOKENS = 128
 TURNS = 3
@@ -41,7 +41,10 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
     policy = run.add_argument_group("policy")
     policy.add_argument(
-        "--policy", default="spmoe.per-layer", metavar="NAME", help="default spmoe.per-layer; python -m sim policies"
+        "--policy",
+        default=DEFAULT_POLICY,
+        metavar="NAME",
+        help=f"default {DEFAULT_POLICY}; python -m sim policies lists them all",
     )
     _add_drafting(policy, chosen=True)
     policy.add_argument("--cutoff", type=int, metavar="N", help="leading layers that spmoe.* prefetches for")
@@ -55,7 +58,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     machine.add_argument("--link-gbps", type=float, metavar="G", help="on the CPU: slow copies to G * 10^9 bytes/s")
     machine.add_argument(
         "--hardware",
-        default="rtx-4090",
+        default=DEFAULT_HARDWARE,
         metavar="NAME|FILE",
         help=f"whose figures the policy reckons with: {', '.join(hardware_names())}, or a profile",
     )
@@ -159,7 +162,7 @@ def _add_drafting(group: _Group, chosen: bool = False) -> None:
             "--gamma-max",
             type=int,
             metavar="N",
-            help=f"without --gamma, the most for policies that choose the length themselves (default {LONGEST})",
+            help=f"without --gamma, the most for policies that choose the length themselves (default {GAMMA_MAX})",
         )
     group.add_argument("--layer-map", type=_numbers, metavar="N,N,...", help="for each MoE layer the draft's layer")
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from engine.checkpoints.bundled import ABOUT
 from engine.checkpoints.model_pair import describe_target
 from engine.cli.inputs import Models, check_trace_output, encode_and_plan, find_models
 from engine.cli.messages import note, telling_failures
 from engine.cli.prompts import Prompt, read_prompts
-from engine.cli.report import recorder_of, trace_header
 from engine.cli.spool import Spool
+from engine.cli.trace_output import recorder_of, trace_header
 from engine.decoding.sampler import SEEDS
 from engine.engine import Engine
 from engine.plan import Plan, make_plan
 from spmoe.cli import printable
 from spmoe.errors import InputError
 from spmoe.files import check_distinct
+from spmoe.progress import progress_bar
 from spmoe.trace.schema import FORECAST_NAMES
 from spmoe.trace.writer import write_trace
 
@@ -45,10 +40,10 @@ def record(options: argparse.Namespace) -> None:
     with telling_failures(plan), Spool(model) as spool, Engine(plan, record=True, lines=spool) as engine:
         if options.model is None:
             note(f"no --model, so the shipped pair runs: {ABOUT}")
-        with _progress(len(prompts)) as told:
+        with progress_bar(len(prompts), "prompts") as progress:
             for number, tokens in enumerate(encoded):
                 engine.generate(tokens, options.max_new_tokens, **_sampling(options, number))
-                told(recorder_of(engine).tokens)
+                progress(f"{recorder_of(engine).tokens:,} tokens recorded", 1)
         header = trace_header(plan, recorder_of(engine), _how(plan, source, len(prompts), options))
         write_trace(out, header, spool)
         acceptance = engine.transfers().acceptance
@@ -88,24 +83,3 @@ def _how(plan: Plan, source: Path, prompts: int, options: argparse.Namespace) ->
 
 def _prompts(number: int) -> str:
     return "1 prompt" if number == 1 else f"{number:,} prompts"
-
-
-@contextmanager
-def _progress(prompts: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error while the block runs, where that is a terminal; it is told, after each prompt, of the
-    tokens recorded so far."""
-    columns = (
-        TextColumn("recording"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("prompts, {task.fields[tokens]:,} tokens"),
-    )
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=prompts, tokens=0)
-
-        def told(tokens: int) -> None:
-            bar.update(task, advance=1, tokens=tokens)
-
-        yield told

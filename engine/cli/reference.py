@@ -16,7 +16,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from engine.checkpoints.loader import quiet
 from engine.checkpoints.model_pair import load_whole
-from engine.plan import Plan, out_of_memory
+from engine.memory.out_of_memory import oom_as_input_error
+from engine.plan import Plan
 from spmoe.errors import InputError
 
 ROUNDING: Final[Mapping[torch.dtype, float]] = {torch.float64: 0.0, torch.float32: 1e-4}
@@ -85,18 +86,13 @@ def compare(plan: Plan, requests: Sequence[Request], new_tokens: int, ends: Abst
     tokens differ by more than rounding.
     """
     folder = plan.blueprint.checkpoint.folder
-    try:
-        with quiet():
-            model = load_whole(folder, plan.dtype, plan.device, "eager")
-            # Nothing but this counts, whatever stands in the model's generation_config.json.
-            model.generation_config = GenerationConfig(
-                do_sample=False, max_new_tokens=new_tokens, eos_token_id=sorted(ends) or None, use_cache=True
-            )
-            found = [_first_difference(model, number, each) for number, each in enumerate(requests, start=1)]
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise InputError(f"out of memory on {plan.device}: --against-plain loads the whole model there") from error
+    with oom_as_input_error(plan.device, "--against-plain loads the whole model there"), quiet():
+        model = load_whole(folder, plan.dtype, plan.device, "eager")
+        # Nothing but this counts, whatever stands in the model's generation_config.json.
+        model.generation_config = GenerationConfig(
+            do_sample=False, max_new_tokens=new_tokens, eos_token_id=sorted(ends) or None, use_cache=True
+        )
+        found = [_first_difference(model, number, each) for number, each in enumerate(requests, start=1)]
     differences = tuple(each for each in found if each is not None)
     _judge(differences, plan.dtype)
     return Comparison(len(requests), sum(len(each.output) for each in requests), differences)

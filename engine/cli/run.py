@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TextIO
 
 from engine.checkpoints.bundled import ABOUT, EXAMPLE
+from engine.cli.document import document
 from engine.cli.inputs import check_trace_output, encode_and_plan, find_models
 from engine.cli.messages import encodable, note, telling_failures
 from engine.cli.prompts import Prompt, number_prompts
 from engine.cli.reference import Request, check_comparable, compare
-from engine.cli.report import document, show, summary, trace_of
+from engine.cli.summary import show, summary
+from engine.cli.trace_output import trace_of
 from engine.engine import Engine, Piece
 from engine.plan import Plan
 from spmoe.cli import json_output, named_file, printable
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         if engine.recorder is not None:
             trace = trace_of(engine)
             write_trace(options.record, trace.header, trace)
-        write_stats(document(engine, comparison))
+        write_stats(document(engine, comparison).to_json())
         report = show(summary(plan, engine.metrics(), engine.transfers(), comparison))
     print(printable(report, keep="\n"), file=sys.stderr)
 

@@ -8,7 +8,7 @@ import torch
 
 from engine.memory.host_store import require_memory
 from engine.memory.layout import Layout
-from spmoe.errors import InputError
+from engine.memory.out_of_memory import oom_as_input_error
 from spmoe.machine.units import format_size
 
 
@@ -32,14 +32,10 @@ class SlotBuffer:
         size = slots * layout.size
         if self.device.type == "cpu":
             require_memory(size, available, f"{slots} slots")
-        try:
+        advice = f"{slots} slots take {format_size(size)} of it; lower --vram, --cache or --slots"
+        with oom_as_input_error(self.device, advice):
             # Zeros rather than nothing: on the CPU every page is there before the first copy.
             self._bytes = torch.zeros((slots, layout.size), dtype=torch.uint8, device=self.device)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"{slots} slots take {format_size(size)}, which {self.device} has not free; "
-                "lower --vram, --cache or --slots"
-            ) from error
         self._views = tuple(layout.views(blob) for blob in self._bytes)
         self._last_use: dict[int, torch.cuda.Event] = {}
 

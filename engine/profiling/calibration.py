@@ -21,6 +21,7 @@ from engine.profiling.synthetic_trace import exercise
 from engine.profiling.trace_runner import Bench
 from spmoe.drive.dispatcher import Observer
 from spmoe.policy.registry import recipe as find_recipe
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.scheduler.config import SchedulerConfig, configure
 from spmoe.trace.schema import DraftShape, ModelShape, TraceInMemory
@@ -134,7 +135,9 @@ class Study:
     def _config(self, policy: str, gamma: int, slots: int, cutoff: int | None = None) -> SchedulerConfig:
         """What a scheduler for such a run is set up with, by figures that do not matter here."""
         context = 2 * self._tokens
-        setting = resolve_setting(self._trace(self._tokens).header, context, bits=self.bits, slots=slots, gamma=gamma)
+        setting = resolve_setting(
+            self._trace(self._tokens).header, context, RunOptions(bits=self.bits, slots=slots, gamma=gamma)
+        )
         return configure(find_recipe(policy), setting.cost, slots, gamma, context, cutoff)[0]
 
     def _run(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import IO, Any, Final, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import IO, Final, NamedTuple
 
 import torch
 
@@ -14,37 +14,23 @@ from engine.profiling.calibration import Study
 from engine.profiling.profile import Profile
 from engine.profiling.random_models import BlankPair
 from engine.profiling.step_timings import Entry
-from spmoe.errors import InputError
-from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.policy.parts.runtime import NATIVE
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import select
+from spmoe.progress import Progress, no_progress
 from spmoe.results.metrics import Metrics
 from spmoe.results.metrics_fold import MetricsFold
 from spmoe.results.run import Measured, Run, TraceIdentity, hardware_of
-from spmoe.run.applicability import sort_out
-from spmoe.run.setting import Setting, resolve_setting
-from spmoe.scheduler.config import SchedulerConfig, configure
+from spmoe.run.applicability import none_applies, sort_out
+from spmoe.run.options import RunOptions
+from spmoe.run.setting import resolve_setting
+from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.log import LogWriter
 from spmoe.trace.schema import TraceInMemory
 from spmoe.trace.summary import summarise
 
 NAME: Final = "measured"
 """Of the profile inside a run file."""
-
-Told = Callable[[str], Any]
-"""Hears what is done next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How many experts have slots, at most one of the two, how many tokens a round drafts, and whether the CPU may
-    compute experts."""
-
-    cache: float | None = None
-    slots: int | None = None
-    gamma: int = 4
-    cpu_experts: bool = True
 
 
 class Chosen(NamedTuple):
@@ -54,23 +40,24 @@ class Chosen(NamedTuple):
     skipped: dict[str, str]
 
 
-def choose(pair: BlankPair, trace: TraceInMemory, policies: Sequence[str], room: Room) -> Chosen:
+def choose(pair: BlankPair, trace: TraceInMemory, policies: Sequence[str], options: RunOptions) -> Chosen:
     """Those that `policies` (names or patterns, as in `select`) name and that run here as they are.
 
-    Raises InputError where none does, where one that is named outright does not, and for room that is out of range.
+    Raises InputError where none does, and for `options` out of range; their machine and
+    number format do not count.
     """
     summary = summarise(trace)
     # The machine makes no difference to what applies, as long as it has a CPU.
-    setting = _resolve(trace, summary.longest_request, pair.bits, room, load_hardware("rtx-4090"))
-    chosen, skipped = sort_out(select(policies), trace.header, summary, setting, False, policies)
+    setting = resolve_setting(
+        trace.header, summary.longest_request, replace(options, hardware="rtx-4090", bits=pair.bits)
+    )
+    chosen, skipped = sort_out(select(policies), trace.header, summary, setting, False)
     for one in chosen:
         if (missing := _obstacle(one, pair)) is not None:
-            if one.name in policies:
-                raise InputError(f"policy {one.name}: {missing}")
             skipped[one.name] = missing
     found = tuple(one for one in chosen if one.name not in skipped)
     if not found:
-        raise InputError(f"policies: none of those that {' '.join(policies)} names can be measured here")
+        raise none_applies(skipped)
     return Chosen(found, skipped)
 
 
@@ -88,21 +75,16 @@ def _obstacle(one: Recipe, pair: BlankPair) -> str | None:
 class Measurement:
     """Times policies on the beginning of a trace, and the machine in between, so that both know of the same minutes."""
 
-    def __init__(self, study: Study, trace: TraceInMemory, chosen: Chosen, room: Room) -> None:
+    def __init__(self, study: Study, trace: TraceInMemory, chosen: Chosen, options: RunOptions) -> None:
         """Takes a first turn of `study`."""
         self._study = study
         self._trace = trace
         self._longest = summarise(trace).longest_request
         study.turn()
         profile = hardware_of(Profile(study).document(NAME), NAME)
-        setting = _resolve(trace, self._longest, study.bits, room, profile)
+        setting = resolve_setting(trace.header, self._longest, replace(options, hardware=profile, bits=study.bits))
         self._skipped = chosen.skipped
-        self._configs = {
-            one.name: configure(
-                one, setting.cost, setting.slots, setting.gamma, self._longest, cpu_experts=setting.cpu_experts
-            )[0]
-            for one in chosen.recipes
-        }
+        self._configs = {one.name: setting.configure(one)[0] for one in chosen.recipes}
         bench = study.subject.bench
         self._slots = SharedSlots(bench.layout, setting.slots, study.subject.distinct, bench.device)
         self._kept: dict[str, list[Entry]] = {}
@@ -121,17 +103,18 @@ class Measurement:
             writer.observe(event, commands)
         writer.close()
 
-    def repeat(self, told: Told = lambda what: None) -> None:
+    def repeat(self, progress: Progress = no_progress) -> None:
         """Runs every policy once more, in another order each time, and between them a turn of the study."""
         first = len(next(iter(self._runs.values())))
         names, steps = list(self._configs), self._study.steps()
         # Who runs early and who late changes: a machine that slows down must not do so for always the same ones.
         start = first * len(names) // 3 % len(names)
         for number, name in enumerate((*names[start:], *names[:start])):
-            told(name)
+            progress(name, 0)
             self._runs[name].append(self._run(self._configs[name]))
             for step in steps[len(steps) * number // len(names) : len(steps) * (number + 1) // len(names)]:
                 step()
+            progress(name, 1)
 
     def result(self, identity: TraceIdentity, link: str) -> Run:
         """All that was measured, after one repetition at least; `link` as in `Profile.document`."""
@@ -170,19 +153,6 @@ class Measurement:
         study.decided(config.recipe, took)
         self._kept[config.recipe] = entries
         return fold.result()
-
-
-def _resolve(trace: TraceInMemory, longest: int, bits: float, room: Room, hardware: Hardware) -> Setting:
-    return resolve_setting(
-        trace.header,
-        longest,
-        hardware=hardware,
-        bits=bits,
-        cache=room.cache,
-        slots=room.slots,
-        gamma=room.gamma,
-        cpu_experts=room.cpu_experts,
-    )
 
 
 def _tpot_ms(metrics: Metrics) -> float:

@@ -19,6 +19,7 @@ from engine.decoding.layer_map import match_layers
 from engine.decoding.session import Weights
 from engine.memory.host_store import SharedStore, available_memory, require_memory
 from engine.memory.layout import Layout
+from engine.memory.out_of_memory import oom_as_input_error
 from engine.moe.layers import expert_layout, find_moe_layers, read_geometry
 from engine.profiling.calibration import Subject
 from engine.profiling.trace_runner import Bench
@@ -127,7 +128,7 @@ class BlankPair(NamedTuple):
             # As much for slots, and as much again for those that a study has at the same time.
             room = (room - self.dense_bytes - self.draft_bytes) // 3
         distinct = self._distinct(room, "host memory")
-        with _on(device):
+        with oom_as_input_error(device, "choose another --model or --draft"):
             draft = _build(self.draft, self.dtype, device, hollow=False)
             target = _build(self.target, self.dtype, device, hollow=True)
         store = SharedStore(self.layout, self.keys, distinct, not cpu, host_memory)
@@ -206,15 +207,6 @@ def _on_meta(module_class: Any) -> Iterator[None]:
         yield
     finally:
         module_class.__init__ = build
-
-
-@contextmanager
-def _on(device: torch.device) -> Iterator[None]:
-    """InputError where the device's memory runs out."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"{device} has not enough memory for the models; choose another --model or --draft") from error
 
 
 def _fill(store: SharedStore, distinct: int) -> None:

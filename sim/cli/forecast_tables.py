@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sim.cli.report import NOTHING
+from sim.cli.console import NOTHING
 from sim.studies.forecasts import ForecastStudy, Row
 from spmoe.machine.units import format_ms
 from spmoe.trace.accuracy import TOKEN_BEFORE
@@ -77,7 +77,7 @@ def heads(study: ForecastStudy) -> Iterator[str]:
     """Which trace, what its forecasts are, and where the lead times come from."""
     trace, accuracy = study.trace, study.accuracy
     yield (
-        f"{trace['name'] or trace['what']} ({trace['source']}, {trace['tokens']:,} tokens of {trace['model']}), "
+        f"{trace.title} ({trace.source}, {trace.tokens:,} tokens of {trace.model}), "
         f"gamma {accuracy.gamma}: {accuracy.inputs:,} inputs, {accuracy.windows:,} windows"
     )
     for name, origin in study.origins.items():

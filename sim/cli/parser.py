@@ -10,6 +10,7 @@ from spmoe.cli import file, program_parser
 from spmoe.machine.geometry import geometry_names
 from spmoe.machine.hardware import hardware_names
 from spmoe.policy.registry import RECIPES
+from spmoe.run.options import DEFAULT_HARDWARE
 from spmoe.trace.importers import IMPORT_FORMATS
 
 
@@ -88,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_setting(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--hardware", default="rtx-4090", metavar="NAME|FILE", help=f"{', '.join(hardware_names())}, or a profile"
+        "--hardware", default=DEFAULT_HARDWARE, metavar="NAME|FILE", help=f"{', '.join(hardware_names())}, or a profile"
     )
     command.add_argument("--bits", default="4.25", metavar="BITS", help="64, 32, 16, 8 or 4.25 (default) per weight")
     room = command.add_mutually_exclusive_group()
@@ -129,7 +130,7 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--hardware",
         nargs="+",
-        default=["rtx-4090"],
+        default=[DEFAULT_HARDWARE],
         metavar="NAME|FILE",
         help=f"{', '.join(hardware_names())}, or a profile",
     )

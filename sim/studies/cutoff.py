@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sim.replay import describe_trace
-from sim.runner import Progress, Runner, best
+from sim.runner import Runner, best
 from spmoe.errors import InputError
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES, recipe
 from spmoe.policy.sp_moe.cutoff import Cutoff
+from spmoe.progress import Progress
+from spmoe.results.document import TraceDescription
 from spmoe.results.metrics import Metrics
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import Setting, resolve_setting
 from spmoe.trace.schema import Trace
 from spmoe.trace.summary import summarise
@@ -21,7 +23,7 @@ from spmoe.trace.summary import summarise
 class CutoffStudy:
     """The analytical cutoff with its reasons, and the TPOT of every cutoff from no layer to all."""
 
-    trace: dict[str, Any]
+    trace: TraceDescription
     setting: Setting
     recipe: Recipe
     analytical: Cutoff
@@ -55,7 +57,7 @@ class CutoffStudy:
         analytical = self.analytical
         return {
             "schema": "spmoe-cutoff/1",
-            "trace": self.trace,
+            "trace": self.trace.to_json(),
             "config": self.setting.to_json(),
             "feasible": self.setting.feasible,
             "policy": self.recipe.name,
@@ -76,21 +78,19 @@ class CutoffStudy:
         }
 
 
-def study_cutoff(
-    trace: Trace, policy: str = "spmoe.paper", *, progress: Progress | None = None, **options: Any
-) -> CutoffStudy:
+def study_cutoff(trace: Trace, policy: str, options: RunOptions, progress: Progress | None = None) -> CutoffStudy:
     """Compute the analytical cutoff of `policy` on `trace`, and replay the trace at every cutoff.
 
-    `options` are those of `sim.replay` that set machine, cache and gamma.  Raises InputError for a policy that has no
-    cutoff, a trace without draft forecasts, and whatever `resolve_setting` refuses.
+    Raises InputError for a policy that has no cutoff, a trace without draft forecasts, and whatever `resolve_setting`
+    refuses.
     """
     chosen = recipe(policy)
-    setting = resolve_setting(trace.header, (summary := summarise(trace)).longest_request, **options)
+    setting = resolve_setting(trace.header, (summary := summarise(trace)).longest_request, options)
     if "draft" not in trace.header.forecasts:
         raise InputError(f"policy {policy}: needs draft forecasts, which the trace does not have")
-    runner = Runner(trace, setting, progress)
-    reason = runner.configure(chosen)[1]
+    reason = setting.configure(chosen)[1]
     if reason is None:
         others = ", ".join(name for name, one in RECIPES.items() if one.has_cutoff)
         raise InputError(f"policy {policy}: has no cutoff layer; expected one of {others}")
-    return CutoffStudy(describe_trace(trace, summary), setting, chosen, reason, tuple(runner.sweep_cutoff(chosen)))
+    sweep = tuple(Runner(trace, setting).sweep_cutoff(chosen, progress))
+    return CutoffStudy(TraceDescription.of(trace, summary), setting, chosen, reason, sweep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,8 +13,10 @@ from sim.runner import Runner
 from spmoe.errors import InputError
 from spmoe.policy.parts.future import Future
 from spmoe.policy.registry import recipe
+from spmoe.progress import Progress
 from spmoe.results.run import Measured, Run, fingerprint, log_path, read_run
 from spmoe.results.timeline import TimelineWriter
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.log import read_config, verify_log
@@ -148,7 +150,7 @@ def fidelity(
     *,
     timeline: TimelineWriter | None = None,
     logs: Path | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Fidelity:
     """Simulates what the run files `runs` tell of and compares.
 
@@ -177,15 +179,12 @@ def _compare(
     trace: TraceInMemory,
     timeline: TimelineWriter | None,
     logs: Path | None,
-    progress: Callable[[str, int], None] | None,
+    progress: Progress | None,
 ) -> Iterator[Compared]:
     setting = resolve_setting(
         trace.header,
         run.longest_request,
-        hardware=run.hardware,
-        bits=run.bits,
-        slots=run.slots,
-        gamma=run.gamma,
+        RunOptions(hardware=run.hardware, bits=run.bits, slots=run.slots, gamma=run.gamma),
     )
     runner = Runner(trace, setting)
     for each in run.policies:

@@ -10,14 +10,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from sim.replay import describe_trace
-from sim.runner import Progress, Runner
+from sim.runner import Runner
 from spmoe.errors import InputError
 from spmoe.files import check_distinct
 from spmoe.policy.parts.future import Future
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe
+from spmoe.progress import Progress
+from spmoe.results.document import TraceDescription
 from spmoe.results.lead import LeadFold, LeadTimes, read_lead
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import Setting, resolve_setting
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.log import read_config
@@ -86,7 +88,7 @@ class ForecastStudy:
     `setting` is that of the replays, None where the lead times come from the log of that name.
     """
 
-    trace: dict[str, Any]
+    trace: TraceDescription
     origins: Mapping[str, ForecastOrigin]
     accuracy: ForecastAccuracy
     timings: Mapping[str, Timing]
@@ -140,7 +142,7 @@ class ForecastStudy:
         accuracy = self.accuracy
         return {
             "schema": SCHEMA,
-            "trace": self.trace,
+            "trace": self.trace.to_json(),
             "config": self.setting.to_json() if self.setting else {"log": self.log, "gamma": accuracy.gamma},
             "inputs": accuracy.inputs,
             "windows": accuracy.windows,
@@ -202,7 +204,7 @@ def forecasts(
     setting = None
     if log is None:
         summary = summarise(source)
-        setting = resolve_setting(source.header, summary.longest_request, **options)
+        setting = resolve_setting(source.header, summary.longest_request, RunOptions(**options))
         gamma = setting.gamma
         timings = _replayed(source, setting, progress)
     else:
@@ -217,7 +219,7 @@ def forecasts(
     if not any(layer.cells for name in source.header.forecasts for layer in accuracy.layers[name]):
         raise InputError(f"{place}field forecasts: expected some, and no line with a routing has any")
     return ForecastStudy(
-        trace=describe_trace(source, summary),
+        trace=TraceDescription.of(source, summary),
         origins=source.header.forecasts,
         accuracy=accuracy,
         timings=timings,
@@ -227,13 +229,13 @@ def forecasts(
 
 
 def _replayed(trace: Trace, setting: Setting, progress: Progress | None) -> dict[str, Timing]:
-    runner = Runner(trace, setting, progress)
+    runner = Runner(trace, setting)
     found = {}
     for source in trace.header.forecasts:
         one = recipe(REPLAYED[source])
-        config = runner.configure(one, _all_layers(one, setting))[0]
+        config = setting.configure(one, _all_layers(one, setting))[0]
         fold = LeadFold()
-        runner.run(one, config, [fold.observe])
+        runner.run(one, config, [fold.observe], progress)
         found[source] = Timing(config, fold.result(), setting.cost.load_ns())
     return found
 

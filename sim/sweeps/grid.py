@@ -1,135 +1,36 @@
-"""The cells of a sweep: every combination of traces, machines, widths, cache sizes, gammas, policies and cutoffs."""
+"""A grid of cells: every combination of traces, machines, widths, cache sizes, gammas, policies and cutoffs."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import spmoe
-from sim.sweeps.table import Row, Value, flat
+from sim.sweeps.cell import SCHEMA, Cell, Cutoff, Place, code_digest, digest, hardware_digest, identity
+from sim.sweeps.table import Row, flat
 from spmoe.errors import InputError
-from spmoe.files import reason
 from spmoe.machine.bits import parse_bits
 from spmoe.machine.hardware import Hardware, load_hardware
 from spmoe.policy.registry import RECIPES, select
+from spmoe.run.applicability import none_applies, obstacle_of_output
+from spmoe.run.options import DEFAULT_BITS, DEFAULT_HARDWARE, GAMMA, RunOptions
 from spmoe.run.setting import Setting, resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import Header
 from spmoe.trace.summary import summarise
 
-SCHEMA = "spmoe-sweep/1"
-IDENTITY = (
-    "trace",
-    "trace_digest",
-    "hardware",
-    "hardware_digest",
-    "bits",
-    "room",
-    "gamma",
-    "cpu_experts",
-    "policy",
-    "cutoff_asked",
-    "schema",
-    "code",
-)
-"""The columns that say which cell a row is: what was asked for, and the content of the files that it names.
-
-Rows of other code are not taken over: it may decide otherwise.
-"""
-
-Cutoff = int | Literal["best", "all"]
-
-
-class Room(NamedTuple):
-    """How the size of the cache was asked for."""
-
-    option: str  # "cache", "slots" or "vram"
-    value: str | float
-
-    def __str__(self) -> str:
-        return f"{self.option} {self.value}"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What the cells of all policies share: a trace, a machine, whether its CPU may compute, a width, a cache size, a
-    gamma."""
-
-    trace: Path
-    digest: str
-    hardware: Hardware
-    bits: float
-    room: Room | None
-    gamma: int
-    cpu_experts: bool
-
-    def options(self) -> dict[str, Any]:
-        """As `sim.replay` takes them."""
-        room = {self.room.option: self.room.value} if self.room else {}
-        return {
-            "hardware": self.hardware,
-            "bits": self.bits,
-            "gamma": self.gamma,
-            "cpu_experts": self.cpu_experts,
-            **room,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One policy in one place.
-
-    `cutoff` is that of `sim.replay`.  `columns` is the resolved configuration, the first part of the cell's row.
-    `obstacle` says why there is nothing to run, where that is known beforehand.
-    """
-
-    place: Place
-    policy: str
-    cutoff: int | Literal["best"] | None
-    columns: Row
-    obstacle: str | None
-
-
-def identity(row: Row) -> tuple[str, ...]:
-    """Which cell a row is, the same for what was just resolved and for what was read back from a file."""
-    return tuple(_plain(row.get(name)) for name in IDENTITY)
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """A digest of a file's bytes, as rows carry it.  Raises InputError where it cannot be read."""
-    try:
-        with open(path, "rb") as stream:
-            return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()[:16]}"
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {reason(error)}") from None
-
-
-@cache
-def code_digest() -> str:
-    """A digest of the code that replays: of this package and the core's, data files included."""
-    content = hashlib.sha256()
-    for package in (Path(__file__).parents[1], Path(spmoe.__file__).parent):
-        for path in sorted((*package.rglob("*.py"), *package.rglob("*.json"))):
-            content.update(f"{path.relative_to(package.parent).as_posix()}\0".encode() + path.read_bytes())
-    return f"sha256:{content.hexdigest()[:16]}"
-
 
 def grid(
     traces: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     policies: str | Sequence[str] = "all",
-    hardware: str | Hardware | Sequence[str | Hardware] = "rtx-4090",
+    hardware: str | Hardware | Sequence[str | Hardware] = DEFAULT_HARDWARE,
     *,
-    bits: str | float | Sequence[str | float] = 4.25,
+    bits: str | float | Sequence[str | float] = DEFAULT_BITS,
     vram: str | int | Sequence[str | int] | None = None,
     cache: float | Sequence[float] | None = None,
     slots: int | Sequence[int] | None = None,
-    gamma: int | Sequence[int] = 4,
+    gamma: int | Sequence[int] = GAMMA,
     cutoff: Cutoff | Sequence[Cutoff] | None = None,
     cpu_experts: bool = True,
     lossy: bool = False,
@@ -147,16 +48,21 @@ def grid(
     sources = {Path(path): _Source.read(Path(path)) for path in _axis("traces", traces)}
     machines = [one if isinstance(one, Hardware) else load_hardware(one) for one in _axis("hardware", hardware)]
     places = [
-        Place(path, source.digest, machine, width, room, depth, cpu_experts)
+        Place(
+            path,
+            source.digest,
+            RunOptions(hardware=machine, bits=width, gamma=length, cpu_experts=cpu_experts, **room),
+        )
         for path, source in sources.items()
         for machine in dict.fromkeys(machines)
         for width in dict.fromkeys(map(parse_bits, _axis("bits", bits)))
         for room in _rooms(vram=vram, cache=cache, slots=slots)
-        for depth in _axis("gamma", gamma)
+        for length in _axis("gamma", gamma)
     ]
     settings = [_resolve(place, sources[place.trace]) for place in places]
-    for axis in ("trace", "hardware", "bits", "room", "gamma"):
-        _check_axis([getattr(place, axis) for place in places], settings)
+    _check_axis([place.trace for place in places], settings)
+    for axis in ("hardware", "bits", "room", "gamma"):
+        _check_axis([getattr(place.options, axis) for place in places], settings)
     choices = None if cutoff is None else _axis("cutoff", cutoff)
     _check_cutoffs(choices or [], max(source.header.model.layers for source in sources.values()))
     cells = [
@@ -191,31 +97,25 @@ def _axis(name: str, values: object) -> list[Any]:
 
 
 def _policies(policies: str | Sequence[str], lossy: bool) -> list[str]:
-    named = [policies] if isinstance(policies, str) else policies
-    chosen = []
-    for one in select(policies):
-        if one.lossless or lossy:
-            chosen.append(one.name)
-        elif one.name in named:
-            raise InputError(f"policy {one.name}: changes the model's output; --lossy (lossy=True) allows it")
+    """Those that have cells; InputError where none has."""
+    obstacles = {one.name: obstacle_of_output(one, lossy) for one in select(policies)}
+    chosen = [name for name, why in obstacles.items() if why is None]
     if not chosen:
-        raise InputError(
-            f"policies: all that are called like {named[0]!r} change the model's output; --lossy allows them"
-        )
+        raise none_applies({name: why for name, why in obstacles.items() if why is not None})
     return chosen
 
 
-def _rooms(**options: Any) -> list[Room] | list[None]:
-    """The cache sizes asked for; None alone where it is the machine's memory that sets it."""
+def _rooms(**options: Any) -> list[dict[str, Any]]:
+    """The cache sizes asked for, as options; none where it is the machine's memory that sets it."""
     given = {name: _axis(name, values) for name, values in options.items() if values is not None}
     if len(given) > 1:
         raise InputError("expected only one of vram, cache and slots: each of them sets the size of the cache")
-    return [Room(name, value) for name, values in given.items() for value in values] or [None]
+    return [{name: value} for name, values in given.items() for value in values] or [{}]
 
 
 def _resolve(place: Place, source: _Source) -> Setting | InputError:
     try:
-        return resolve_setting(source.header, source.longest_request, **place.options())
+        return resolve_setting(source.header, source.longest_request, place.options)
     except InputError as error:
         return error
 
@@ -265,39 +165,27 @@ def _cutoffs(
 
 
 def _columns(place: Place, setting: Setting | InputError, policy: str, asked: str | None, source: _Source) -> Row:
+    options, machine = place.options, place.options.machine()
     if isinstance(setting, Setting):
         resolved = {**flat(setting.to_json()), "feasible": setting.feasible}
     else:
         resolved = {
             "model": source.header.model.name,
-            "hardware": place.hardware.name,
-            "hardware_kind": place.hardware.kind,
-            "bits": place.bits,
-            "gamma": place.gamma,
-            "cpu_experts": place.cpu_experts and place.hardware.cpu is not None,
+            "hardware": machine.name,
+            "hardware_kind": machine.kind,
+            "bits": options.bits,
+            "gamma": options.gamma,
+            "cpu_experts": options.cpu_experts and machine.cpu is not None,
         }
     return {
         "trace": place.trace.name,
         "source": source.header.source.kind,
         **resolved,
-        "room": str(place.room) if place.room else None,
+        "room": options.room,
         "policy": policy,
         "cutoff_asked": asked,
         "trace_digest": place.digest,
-        "hardware_digest": _digest_of(place.hardware),
+        "hardware_digest": hardware_digest(machine),
         "schema": SCHEMA,
         "code": code_digest(),
     }
-
-
-def _digest_of(hardware: Hardware) -> str:
-    """Two profiles may have the same name."""
-    content = json.dumps(asdict(hardware), sort_keys=True, default=str)
-    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-
-
-def _plain(value: Value) -> str:
-    """16 and 16.0 are the same width, whichever of them a file holds."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value)

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sim.pool import check_jobs, spread
-from sim.replay import Prepared
-from sim.runner import Progress
-from sim.sweeps.grid import IDENTITY, Cell, Cutoff, Place, digest, grid, identity
+from sim.prepared import Prepared
+from sim.sweeps.cell import IDENTITY, Cell, Cutoff, Place, digest, identity
+from sim.sweeps.grid import grid
 from sim.sweeps.journal import Journal, read_rows
 from sim.sweeps.table import Row, check_format, columns, flat, read_table, write_table
 from spmoe.errors import InputError
 from spmoe.files import check_distinct
 from spmoe.machine.hardware import Hardware
+from spmoe.progress import Progress
+from spmoe.run.options import DEFAULT_BITS, DEFAULT_HARDWARE, GAMMA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,13 +45,13 @@ class Sweep:
 def sweep(
     traces: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     policies: str | Sequence[str] = "all",
-    hardware: str | Hardware | Sequence[str | Hardware] = "rtx-4090",
+    hardware: str | Hardware | Sequence[str | Hardware] = DEFAULT_HARDWARE,
     *,
-    bits: str | float | Sequence[str | float] = 4.25,
+    bits: str | float | Sequence[str | float] = DEFAULT_BITS,
     vram: str | int | Sequence[str | int] | None = None,
     cache: float | Sequence[float] | None = None,
     slots: int | Sequence[int] | None = None,
-    gamma: int | Sequence[int] = 4,
+    gamma: int | Sequence[int] = GAMMA,
     cutoff: Cutoff | Sequence[Cutoff] | None = None,
     cpu_experts: bool = True,
     lossy: bool = False,
@@ -177,7 +179,7 @@ def run_task(task: Task) -> list[Row]:
 @lru_cache(maxsize=1)
 def _prepared(place: Place) -> Prepared:
     """A worker's tasks come place by place: what they compare with is computed once."""
-    return Prepared(place.trace, **place.options())
+    return Prepared(place.trace, place.options)
 
 
 def _replay(task: Task, policies: list[str], obstacles: dict[str, str]) -> dict[str, Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 
 from spmoe.errors import InputError
 from spmoe.policy.recipe import Recipe
@@ -13,14 +13,9 @@ from spmoe.trace.summary import TraceSummary
 
 
 def sort_out(
-    chosen: Iterable[Recipe],
-    header: Header,
-    summary: TraceSummary,
-    setting: Setting,
-    lossy: bool,
-    named: Container[str],
+    chosen: Iterable[Recipe], header: Header, summary: TraceSummary, setting: Setting, lossy: bool
 ) -> tuple[list[Recipe], dict[str, str]]:
-    """Those that trace and cache allow, and why not the others; InputError for one `named` outright that they do not.
+    """Those that trace and cache allow, and why not the others.  InputError where they allow none.
 
     `lossy` allows those that change the model's output.
     """
@@ -29,17 +24,29 @@ def sort_out(
         missing = obstacle(candidate, header, summary, setting, lossy)
         if missing is None:
             applicable.append(candidate)
-        elif candidate.name in named:
-            raise InputError(f"policy {candidate.name}: {missing}")
         else:
             skipped[candidate.name] = missing
+    if not applicable:
+        raise none_applies(skipped)
     return applicable, skipped
+
+
+def none_applies(skipped: Mapping[str, str]) -> InputError:
+    """The error where no policy is left, with the reason of each; policies with the same reason share it."""
+    names: dict[str, list[str]] = {}
+    for name, why in skipped.items():
+        names.setdefault(why, []).append(name)
+    if len(skipped) == 1:
+        ((name, why),) = skipped.items()
+        return InputError(f"policy {name}: {why}")
+    reasons = "; ".join(f"{', '.join(those)}: {why}" for why, those in names.items())
+    return InputError(f"policies: none of these {len(skipped)} applies: {reasons}")
 
 
 def obstacle(candidate: Recipe, header: Header, summary: TraceSummary, setting: Setting, lossy: bool) -> str | None:
     """Why a policy cannot run; None where it can."""
-    if not (candidate.lossless or lossy):
-        return "changes the model's output; --lossy (lossy=True) allows it"
+    if (why := obstacle_of_output(candidate, lossy)) is not None:
+        return why
     lacking = set(FORECAST_NAMES).difference(header.forecasts)
     for name in sorted(candidate.needs & lacking):
         instead = fallback(candidate, lacking)
@@ -54,6 +61,11 @@ def obstacle(candidate: Recipe, header: Header, summary: TraceSummary, setting: 
     if setting.slots < least:
         return f"needs at least {least} slots, and there are {setting.slots}"
     return None
+
+
+def obstacle_of_output(candidate: Recipe, lossy: bool) -> str | None:
+    """Why a policy that changes the model's output cannot run; None where it can, or where it changes nothing."""
+    return None if candidate.lossless or lossy else "changes the model's output; --lossy (lossy=True) allows it"
 
 
 def cpu_obstacle(candidate: Recipe, setting: Setting) -> str | None:

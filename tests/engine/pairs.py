@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from engine.checkpoints.loader import quiet
-from engine.cli.report import trace_of
+from engine.cli.trace_output import trace_of
 from engine.decoding.draft_model import Poll
 from engine.decoding.drafter import Drafter
 from engine.decoding.forward import Forward

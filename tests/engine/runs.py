@@ -10,7 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from engine.cli.report import document, trace_of
+from engine.cli.document import document
+from engine.cli.trace_output import trace_of
 from engine.engine import Engine
 from engine.options import Options
 from engine.plan import Plan, make_plan
@@ -77,7 +78,7 @@ def run(
         tokens = tuple(engine.generate(prompt, budget, **sampling).tokens for prompt, budget in asked)
         engine.finish()
         log.close()
-        return Run(plan, tokens, trace_of(engine), stream.getvalue(), document(engine))
+        return Run(plan, tokens, trace_of(engine), stream.getvalue(), document(engine).to_json())
 
 
 def run_knowing(folder: Path, pair: Pair, asked: Sequence[Request], machine: Hardware | None, **options: Any) -> Run:

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from benchmarks.engine.kernel_bandwidth import Sizes, Subject  # noqa: E402
 from benchmarks.engine.random_pair import PairShape, write_random_pair  # noqa: E402
-from engine.cli.report import trace_of  # noqa: E402
+from engine.cli.trace_output import trace_of  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.options import Options  # noqa: E402
 from engine.plan import make_plan  # noqa: E402

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks.engine.random_pair import byte_tokenizer, write_random_pair  # noqa: E402
-from engine.cli.report import trace_of  # noqa: E402
+from engine.cli.trace_output import trace_of  # noqa: E402
 from engine.decoding.to_host import read  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.moe.layers import find_moe_layers  # noqa: E402
@@ -169,7 +169,7 @@ def test_a_draft_may_know_fewer_tokens_than_the_target(tmp_path: Path) -> None:
 def test_memory_that_runs_out_on_a_gpu_names_its_budget(engine: Engine) -> None:
     plan = dataclasses.replace(engine.plan, device=torch.device("cuda"))
     with pytest.raises(InputError, match=r"out of memory on cuda: .* lower --vram, --cache or --slots"):  # noqa: SIM117
-        with plan.naming_the_budget():
+        with plan.oom_as_input_error():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 

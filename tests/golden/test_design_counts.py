@@ -18,6 +18,7 @@ import pytest
 from sim import replay
 from spmoe.machine.geometry import draft_model, geometry
 from spmoe.results.bound import bound
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.trace.draws import Rates, draw
 from spmoe.trace.importers import import_trace
@@ -66,7 +67,7 @@ def lru_loads(needs: Iterator[list[int]], slots: int) -> int:
 
 def min_loads(trace: TraceInMemory, gamma: int, slots: int) -> int:
     """L of the bound."""
-    cost = resolve_setting(trace.header, longest_request=338, slots=slots, gamma=gamma).cost
+    cost = resolve_setting(trace.header, longest_request=338, options=RunOptions(slots=slots, gamma=gamma)).cost
     return bound(lambda: requests(trace), cost, repeat(gamma), slots).loads
 
 

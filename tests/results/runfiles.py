@@ -10,6 +10,7 @@ from typing import Any
 from spmoe.machine.hardware import load_hardware
 from spmoe.policy.registry import recipe
 from spmoe.results.run import Measured, Run, TraceIdentity, hardware_of
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.scheduler.config import configure
 from spmoe.trace.reader import TraceFile
@@ -25,7 +26,7 @@ def make_run(trace: Path, tpots: Mapping[str, Sequence[float]], tokens: int | No
     file = TraceFile(trace)
     longest = summarise(file).longest_request
     hardware = load_hardware(PROFILE)
-    setting = resolve_setting(file.header, longest, hardware=hardware, bits=BITS, slots=SLOTS, gamma=GAMMA)
+    setting = resolve_setting(file.header, longest, RunOptions(hardware=hardware, bits=BITS, slots=SLOTS, gamma=GAMMA))
     profile: dict[str, Any] = json.loads(PROFILE.read_text("utf-8"))
     assert file.header.draft is not None
     return Run(

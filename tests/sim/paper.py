@@ -18,6 +18,7 @@ from spmoe.policy.parts.runtime import Runtime
 from spmoe.policy.registry import recipe
 from spmoe.results.bound import Bound
 from spmoe.results.metrics import Metrics
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.state.commands import Command, LayerPlan, Submit
 from spmoe.state.events import BatchArrived, Event, LayerDone
@@ -176,16 +177,13 @@ def solve(
     setting = resolve_setting(
         lines.header,
         summarise(lines).longest_request,
-        hardware=hardware or machine(model.layers),
-        bits=BITS,
-        slots=slots,
-        gamma=gamma,
+        RunOptions(hardware=hardware or machine(model.layers), bits=BITS, slots=slots, gamma=gamma),
     )
     runner = Runner(lines, setting)
     chosen = recipe(policy)
     if runtime is not None:
         chosen = replace(chosen, runtime=runtime)
-    config = runner.configure(chosen, cutoff)[0]
+    config = setting.configure(chosen, cutoff)[0]
     if depth is not None:
         config = replace(config, depth=depth)
     entries: list[tuple[Event, tuple[Command, ...]]] = []

@@ -11,6 +11,7 @@ import pytest
 
 from sim.runner import Runner
 from spmoe.policy.registry import recipe
+from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import ONE, Header, TokenLine, TraceInMemory, TraceLine
@@ -50,7 +51,7 @@ Work = Callable[[Runner], object]
 def held(work: Work, folder: Path, tokens: int, gamma: int) -> int:
     """The most bytes held at a time, in a run over so many tokens."""
     trace = Watched(folder, tokens)
-    runner = Runner(trace, resolve_setting(trace.header, tokens, slots=16, gamma=gamma))
+    runner = Runner(trace, resolve_setting(trace.header, tokens, RunOptions(slots=16, gamma=gamma)))
     tracemalloc.start()
     try:
         work(runner)
@@ -61,7 +62,7 @@ def held(work: Work, folder: Path, tokens: int, gamma: int) -> int:
 
 def running(policy: str) -> Work:
     chosen = recipe(policy)
-    return lambda runner: runner.run(chosen, runner.configure(chosen)[0])
+    return lambda runner: runner.run(chosen, runner.setting.configure(chosen)[0])
 
 
 @pytest.mark.parametrize("policy", ["on-demand.lru", "spmoe.paper"])

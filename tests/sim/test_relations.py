@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sim import replay
-from sim.replay import Replay
+from sim.prepared import Replay
 from spmoe.policy.registry import RECIPES
 from spmoe.results.metrics import Metrics
 from tests.conformance.cases import Case, cases, make_trace

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sim.replay import Prepared
+from sim.prepared import Prepared
 from spmoe.errors import InputError
+from spmoe.run.options import RunOptions
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import PrefillLine, RejectedLine, TokenLine, TraceInMemory, TraceLine
 from spmoe.trace.summary import ForecastSummary, TraceSummary, summarise
@@ -60,7 +61,8 @@ def test_a_request_longer_than_the_header_says_is_refused(tmp_path: Path) -> Non
 def test_the_context_of_the_header_sets_the_memory_of_a_replay() -> None:
     # KV caches of 8 and 2 bytes per token (target and draft): 28 tokens more than the 12 there are.
     plain, set_up = (
-        Prepared(TraceInMemory(make_header(2, context=context), LONG), slots=2).setting.budget for context in (None, 40)
+        Prepared(TraceInMemory(make_header(2, context=context), LONG), RunOptions(slots=2)).setting.budget
+        for context in (None, 40)
     )
     assert set_up.target_kv - plain.target_kv == 28 * 8
     assert set_up.draft_kv - plain.draft_kv == 28 * 2

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
 from engine.__main__ import main  # noqa: E402
-from engine.profiling.policy_timing import Room, choose  # noqa: E402
+from engine.profiling.policy_timing import choose  # noqa: E402
 from engine.profiling.random_models import BlankPair  # noqa: E402
 from sim.__main__ import main as sim_main  # noqa: E402
 from spmoe.errors import InputError  # noqa: E402
@@ -20,6 +20,7 @@ from spmoe.machine.measured import cost_model  # noqa: E402
 from spmoe.policy.parts.runtime import NATIVE  # noqa: E402
 from spmoe.policy.registry import RECIPES, recipe  # noqa: E402
 from spmoe.results.run import log_path, read_run  # noqa: E402
+from spmoe.run.options import RunOptions  # noqa: E402
 from spmoe.run.setting import resolve_setting  # noqa: E402
 from spmoe.scheduler.log import read_config, verify_log  # noqa: E402
 from spmoe.trace.excerpt import excerpt  # noqa: E402
@@ -97,7 +98,7 @@ def test_a_profile_is_one_of_the_simulators(tmp_path: Path, capsys: Out) -> None
     assert timings.draft_token is not None and timings.host_expert is not None
     assert {1, 5} <= {count for count, _ in timings.layer.points}
     header = TraceFile(TRACE).header
-    assert resolve_setting(header, 99, hardware=hardware, bits=32, cache=0.5).cost.blind
+    assert resolve_setting(header, 99, RunOptions(hardware=hardware, bits=32, cache=0.5)).cost.blind
     # For other models its figures count.
     mixtral = cost_model(geometry("mixtral-8x7b"), hardware, 16, draft_model("mistral-7b"))
     assert not mixtral.blind and mixtral.layer_ns(5, 100) > 0
@@ -167,17 +168,17 @@ def test_a_trace_is_not_overwritten(capsys: Out) -> None:
 def test_what_is_left_out_and_why() -> None:
     pair = BlankPair.read("pico-target", "pico-draft", torch.float32)
     trace = excerpt(TraceFile(TRACE), 8, pair.model, pair.draft_model)
-    chosen = choose(pair, trace, ["all"], Room(0.5))
+    chosen = choose(pair, trace, ["all"], RunOptions(cache=0.5, gamma=4))
     assert {one.name for one in chosen.recipes} | set(chosen.skipped) == set(RECIPES)
     assert all(one.runtime == NATIVE and one.lossless for one in chosen.recipes)
     # One request of the trace is too few to learn from others; nobody can be asked without a map of layers.
     assert chosen.skipped["static.popular"] == "learns from other requests, and the trace has only one"
-    kept_out = choose(pair, trace, ["all"], Room(0.5, cpu_experts=False))
+    kept_out = choose(pair, trace, ["all"], RunOptions(cache=0.5, gamma=4, cpu_experts=False))
     assert recipe("spmoe.foresight.split") in kept_out.recipes
     assert "--no-cpu-experts" in kept_out.skipped["llamacpp.cpu-moe"]
     narrow = pair._replace(layer_map=None, why="the draft is narrow", next_gate=False)
-    skipped = choose(narrow, trace, ["all"], Room(0.5)).skipped
+    skipped = choose(narrow, trace, ["all"], RunOptions(cache=0.5, gamma=4)).skipped
     assert skipped["spmoe.paper"] == "needs draft forecasts, which these models do not give: the draft is narrow"
     assert skipped["next-gate"].startswith("needs next_gate forecasts, which this model does not give")
     with pytest.raises(InputError, match="needs draft forecasts, which these models do not give"):
-        choose(narrow, trace, ["spmoe.paper"], Room(0.5))
+        choose(narrow, trace, ["spmoe.paper"], RunOptions(cache=0.5, gamma=4))

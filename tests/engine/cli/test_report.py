@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks.engine.random_pair import write_random_pair
-from engine.cli.report import document, show, summary, trace_of
+from engine.cli.document import document
+from engine.cli.summary import show, summary
+from engine.cli.trace_output import trace_of
 from engine.engine import Engine
 from engine.options import Options
 from engine.plan import Plan, make_plan
@@ -100,7 +102,7 @@ def test_the_document_is_one_of_the_simulators_kind(pair: tuple[Path, Path], rec
     plan = plan_of(pair, virtual_time="rtx-4090", gamma=3)
     with Engine(plan, record=record) as engine:
         engine.generate("A prompt", 12, ignore_eos=True)
-        found = json.loads(json.dumps(document(engine), allow_nan=False))
+        found = json.loads(json.dumps(document(engine).to_json(), allow_nan=False))
         tokens, drafted = engine.metrics().tokens, engine.transfers()
         if record:
             assert trace_of(engine).header.tokens == tokens
@@ -121,7 +123,7 @@ def test_the_document_is_one_of_the_simulators_kind(pair: tuple[Path, Path], rec
 def test_a_measured_time_is_compared_with_no_model_of_another_machine(pair: tuple[Path, Path]) -> None:
     with Engine(plan_of(pair), record=True) as engine:
         engine.generate("A prompt", 6, ignore_eos=True)
-        found = document(engine)
+        found = document(engine).to_json()
     assert found["bound"]["loads_per_token"] > 0 and found["bound"]["tpot_ms"] is None
     assert found["results"][0]["vs_bound"] is None and found["results"][0]["speedup_vs_on_demand"] is None
 
@@ -131,7 +133,7 @@ def test_lengths_that_were_chosen(pair: tuple[Path, Path]) -> None:
     with Engine(plan, record=True) as engine:
         engine.generate((1, 5, 9), 20, ignore_eos=True)
         engine.finish()
-        found, said = document(engine), show(summary(plan, engine.metrics(), engine.transfers()))
+        found, said = document(engine).to_json(), show(summary(plan, engine.metrics(), engine.transfers()))
         mean = sum(engine.lengths()) / len(engine.lengths())
         assert engine.transfers().drafted == sum(engine.lengths())
     assert found["results"][0]["drafted_per_step"] == mean

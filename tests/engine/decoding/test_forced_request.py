@@ -18,6 +18,7 @@ from spmoe.policy.parts.runtime import NATIVE  # noqa: E402
 from spmoe.policy.recipe import Recipe  # noqa: E402
 from spmoe.policy.registry import RECIPES, recipe  # noqa: E402
 from spmoe.results.metrics_fold import MetricsFold  # noqa: E402
+from spmoe.run.options import RunOptions  # noqa: E402
 from spmoe.run.setting import Setting, resolve_setting  # noqa: E402
 from spmoe.scheduler.config import SchedulerConfig  # noqa: E402
 from spmoe.scheduler.log import LogWriter  # noqa: E402
@@ -55,11 +56,11 @@ def trace() -> TraceInMemory:
 
 def setting_of(trace: TraceInMemory, hardware: Hardware, gamma: int | None = GAMMA) -> Setting:
     longest = summarise(trace).longest_request
-    return resolve_setting(trace.header, longest, hardware=hardware, bits=32, slots=SLOTS, gamma=gamma)
+    return resolve_setting(trace.header, longest, RunOptions(hardware=hardware, bits=32, slots=SLOTS, gamma=gamma))
 
 
 def configured(trace: TraceInMemory, setting: Setting, one: Recipe) -> SchedulerConfig:
-    return Runner(trace, setting).configure(one)[0]
+    return setting.configure(one)[0]
 
 
 def simulated(trace: TraceInMemory, setting: Setting, one: Recipe) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.cli.report import trace_of  # noqa: E402
+from engine.cli.trace_output import trace_of  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.memory.copiers import MemoryCopier, Run  # noqa: E402
 from engine.options import Options  # noqa: E402

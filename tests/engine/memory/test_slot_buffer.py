@@ -40,7 +40,9 @@ def test_too_little_device_memory_is_said_with_what_to_lower(monkeypatch: pytest
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(torch, "zeros", zeros)
-    with pytest.raises(InputError, match=r"^3 slots take 1\.5 KiB, which cuda has not free; lower --vram, --cache or"):
+    with pytest.raises(
+        InputError, match=r"^out of memory on cuda: 3 slots take 1\.5 KiB of it; lower --vram, --cache or --slots"
+    ):
         SlotBuffer(LAYOUT, 3, "cuda")
 
 

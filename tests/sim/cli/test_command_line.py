@@ -15,8 +15,10 @@ import pytest
 
 import sim
 from sim.__main__ import main
-from sim.cli.report import HEADINGS, console, show_replay
-from sim.replay import Replay, replay
+from sim.cli.console import console
+from sim.cli.replay_table import HEADINGS, show_replay
+from sim.prepared import Replay
+from sim.replay import replay
 from spmoe.errors import InputError
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.reader import TraceFile

@@ -8,8 +8,9 @@ from io import StringIO
 import pytest
 
 from sim.__main__ import main
+from sim.cli.console import console
 from sim.cli.policies import NEEDS, details, parts, standing
-from sim.cli.report import console, show_policies
+from sim.cli.policy_table import show_policies
 from spmoe.policy.parts.runtime import NATIVE
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES, recipe, select

@@ -16,7 +16,8 @@ import pytest
 
 import sim
 from sim.__main__ import main
-from sim.sweeps.grid import IDENTITY, code_digest, grid, identity
+from sim.sweeps.cell import IDENTITY, code_digest, identity
+from sim.sweeps.grid import grid
 from sim.sweeps.journal import Journal, read_rows
 from sim.sweeps.sweep import Task, run_sweep
 from sim.sweeps.table import read_table
