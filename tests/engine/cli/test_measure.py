@@ -117,7 +117,7 @@ def test_a_profile_is_one_of_the_simulators(tmp_path: Path, capsys: Out) -> None
         (["measure", str(TRACE), "--policy", "magic"], "unknown policy 'magic'"),
         (["measure", str(TRACE), "--policy", "adapmoe.gated"], "policy adapmoe.gated: changes the model's output"),
         (["measure", str(TRACE), "--policy", "fiddler"], "policy fiddler: has a runtime of its own"),
-        (["measure", str(TRACE), "--policy", "accelerate.*"], "none of those that accelerate.* names"),
+        (["measure", str(TRACE), "--policy", "accelerate.*"], "runtime of its own"),
         (["measure", str(TRACE), "--no-cpu-experts", "--policy", "llamacpp.cpu-moe"], "--no-cpu-experts (cpu_experts"),
         (["measure", str(TRACE), "--tokens", "9999"], "tokens: expected 1 to 2528"),
         (["measure", str(TRACE), "--tokens", "0"], "--tokens: expected a number of tokens, at least 1"),
@@ -182,3 +182,5 @@ def test_what_is_left_out_and_why() -> None:
     assert skipped["next-gate"].startswith("needs next_gate forecasts, which this model does not give")
     with pytest.raises(InputError, match="needs draft forecasts, which these models do not give"):
         choose(narrow, trace, ["spmoe.paper"], RunOptions(cache=0.5, gamma=4))
+    rest = choose(narrow, trace, ["spmoe.paper", "fiddler", "on-demand.lru"], RunOptions(cache=0.5, gamma=4))
+    assert [one.name for one in rest.recipes] == ["on-demand.lru"] and set(rest.skipped) == {"spmoe.paper", "fiddler"}

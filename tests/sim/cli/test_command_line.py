@@ -178,3 +178,33 @@ def test_without_experts_on_the_cpu(trace: Path, tmp_path: Path, capsys: pytest.
     rows, _ = found["with"]
     assert not rows["spmoe.foresight"]["fetch_only"] and rows["spmoe.foresight"]["host_per_token"] > 0
     assert rows["spmoe.foresight.prefetch"]["fetch_only"]
+
+
+def test_a_named_policy_that_does_not_apply_is_left_out_with_a_reason(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    command = ["replay", str(trace), "--slots", "2", "--policy", "spmoe.per-layer", "--policy", "adapmoe.gated"]
+    assert main([*command, "--policy", "on-demand.lru", "--json", str(out)]) == 0
+    document = json.loads(out.read_text("utf-8"))
+    assert [row["policy"] for row in document["results"]] == ["on-demand.lru"]
+    skipped = {
+        "spmoe.per-layer": "needs at least 3 slots, and there are 2",
+        "adapmoe.gated": "changes the model's output; --lossy (lossy=True) allows it",
+    }
+    assert document["config"]["skipped"] == skipped
+    said = capsys.readouterr().out
+    assert all(f"left out {name}: {why}" in said for name, why in skipped.items())
+
+
+def test_no_policy_that_applies_is_an_error_with_every_reason(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    names = ["spmoe.per-layer", "adapmoe.gated", "on-demand.lru-per-layer"]
+    assert main(["replay", str(trace), "--slots", "2", "--policy", *names, "--json", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        "error: policies: none of these 3 applies: spmoe.per-layer, on-demand.lru-per-layer: needs at least 3 slots, "
+        "and there are 2; adapmoe.gated: changes the model's output; --lossy (lossy=True) allows it\n"
+    )
+    assert not out.exists()
