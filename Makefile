@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# What the demo compares: those that follow the number of drafted tokens, one row per system.
-DEMO = on-demand.lru on-demand.lru-per-layer static.hindsight accelerate.layer-stream llamacpp.n-cpu-moe fiddler.spec moe-spac mixtral-offloading.paper.spec adapmoe.spec moe-infinity.paper.spec finemoe.paper.spec least-stale.spec next-gate spmoe.paper spmoe.per-layer clairvoyant
+# What the demo compares: one row per system, 4 drafted tokens per step; spmoe.foresight chooses the number itself.
+DEMO = on-demand.lru on-demand.lru-per-layer static.hindsight accelerate.layer-stream llamacpp.n-cpu-moe fiddler.spec moe-spac mixtral-offloading.paper.spec adapmoe.spec moe-infinity.paper.spec finemoe.paper.spec least-stale.spec next-gate spmoe.paper spmoe.per-layer spmoe.foresight clairvoyant
+# What it shows once more without experts on the CPU.
+DEMO_NO_CPU = spmoe.foresight
 
 .PHONY: demo replay test soak lint bench clean
 
@@ -14,6 +16,7 @@ demo: replay .venv/engine.done
 # The first half of the demo, without PyTorch.
 replay: .venv/replay.done
 	$(BIN)/python -m sim replay traces/mixtral.jsonl --policy $(DEMO)
+	$(BIN)/python -m sim replay traces/mixtral.jsonl --policy $(DEMO_NO_CPU) --no-cpu-experts
 
 # Tests of one group run in one worker: what they compare is computed once.
 PYTEST = $(BIN)/python -m pytest -q -n auto --dist loadgroup

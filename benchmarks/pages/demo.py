@@ -7,16 +7,16 @@ from typing import Any
 
 from benchmarks.files import ROOT, read_json
 from benchmarks.pages.markers import Block
-from benchmarks.sim.demo import RESULT
+from benchmarks.sim.demo import RESULT, RESULT_NO_CPU
 
 
 def blocks() -> Iterator[Block]:
     """The table."""
-    yield Block(ROOT / "README.md", "demo table", table(read_json(RESULT)))
+    yield Block(ROOT / "README.md", "demo table", table(read_json(RESULT), read_json(RESULT_NO_CPU)))
 
 
-def table(document: Mapping[str, Any]) -> Iterator[str]:
-    """The results of a document `spmoe-result/1` as Markdown."""
+def table(document: Mapping[str, Any], without_cpu: Mapping[str, Any]) -> Iterator[str]:
+    """The results of two documents `spmoe-result/1` as Markdown; those of the second follow the same policy's."""
 
     def share(value: float | None) -> str:
         return "" if value is None else f"{value:.0%}"
@@ -24,9 +24,14 @@ def table(document: Mapping[str, Any]) -> Iterator[str]:
     headings = "policy ms/token speed-up x_bound loads/token hit late precision recall stall link CPU"
     yield f"| {' | '.join(headings.split()).replace('_', ' ')} |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
-    for result in document["results"]:
+    again = {result["policy"]: result for result in without_cpu["results"]}
+    both = ((f"`{each['policy']}`", each, again.get(each["policy"])) for each in document["results"])
+    rows = ((name, each) for label, *pair in both for name, each in zip((label, f"{label}, no CPU"), pair, strict=True))
+    for name, result in rows:
+        if result is None:
+            continue
         cells = [
-            f"`{result['policy']}`",
+            name,
             f"{result['tpot_ms']:.1f}",
             f"{result['speedup_vs_on_demand']:.2f}",
             f"{result['vs_bound']:.2f}",
