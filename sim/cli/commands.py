@@ -40,6 +40,7 @@ from spmoe.results.timeline import TimelineWriter
 from spmoe.run.applicability import obstacle_of_output
 from spmoe.run.options import RunOptions
 from spmoe.run.setting import resolve_setting
+from spmoe.trace.bundled import bundled_trace
 from spmoe.trace.draws import Rates
 from spmoe.trace.importers import import_trace
 from spmoe.trace.reader import TraceFile
@@ -59,9 +60,9 @@ def run_policies(options: argparse.Namespace) -> None:
 
 def run_replay(options: argparse.Namespace) -> None:
     """Replay a trace, print the table, write what was asked for."""
-    jobs = check_jobs(options.jobs)
-    check_distinct(trace=options.trace, log=options.log, timeline=options.timeline, json=named_file(options.json))
-    header = TraceFile(options.trace).header
+    jobs, path = check_jobs(options.jobs), _trace(options.trace)
+    check_distinct(trace=path, log=options.log, timeline=options.timeline, json=named_file(options.json))
+    header = TraceFile(path).header
     runs = len({*select(options.policy), recipe(BASELINE)})
     if options.jobs is None and runs * header.tokens < WORTH_SPREADING:
         jobs = 1
@@ -70,7 +71,7 @@ def run_replay(options: argparse.Namespace) -> None:
     with json_output(options.json) as write_json:
         with progress_bar(runs * header.tokens, "tokens") as progress:
             result = replay(
-                options.trace,
+                path,
                 options.policy,
                 **fields_given(options, RunOptions),
                 cutoff=options.cutoff,
@@ -88,8 +89,9 @@ def run_replay(options: argparse.Namespace) -> None:
 
 def run_cutoff(options: argparse.Namespace) -> None:
     """Explain the analytical cutoff and find the empirical one."""
-    check_distinct(trace=options.trace, json=named_file(options.json))
-    trace = TraceFile(options.trace)
+    path = _trace(options.trace)
+    check_distinct(trace=path, json=named_file(options.json))
+    trace = TraceFile(path)
     with json_output(options.json) as write_json:
         with progress_bar((trace.header.model.layers + 1) * trace.header.tokens, "tokens") as progress:
             study = study_cutoff(trace, options.policy, _run_options(options), progress)
@@ -99,8 +101,9 @@ def run_cutoff(options: argparse.Namespace) -> None:
 
 def run_forecasts(options: argparse.Namespace) -> None:
     """Rate a trace's forecasts and say how early they come."""
-    check_distinct(trace=options.trace, log=options.log, json=named_file(options.json))
-    trace = TraceFile(options.trace)
+    path = _trace(options.trace)
+    check_distinct(trace=path, log=options.log, json=named_file(options.json))
+    trace = TraceFile(path)
     given = {name: value for name, value in fields_given(options, RunOptions).items() if value is not None}
     with json_output(options.json) as write_json:
         with progress_bar(len(trace.header.forecasts) * trace.header.tokens, "tokens") as progress:
@@ -157,14 +160,14 @@ def run_fidelity(options: argparse.Namespace) -> None:
 
 def run_cost(options: argparse.Namespace) -> None:
     """Show what a layer of a full window takes, item by item."""
-    trace = TraceFile(options.trace)
+    trace = TraceFile(_trace(options.trace))
     setting = resolve_setting(trace.header, summarise(trace).longest_request, _run_options(options))
     show_cost(setting, console(sys.stdout))
 
 
 def run_check(options: argparse.Namespace) -> None:
     """Read a trace to its end and print what it holds."""
-    trace = TraceFile(options.trace)
+    trace = TraceFile(_trace(options.trace))
     show_summary(trace.header, summarise(trace), console(sys.stdout))
 
 
@@ -192,6 +195,15 @@ def run_import(options: argparse.Namespace) -> None:
     )
     write_trace(options.out, header, lines)
     print(f"{options.out}: {header.tokens:,} tokens of {model.name}; {header.source.how}")
+
+
+def _trace(given: str | None) -> str | Path:
+    """The trace that the command line names, else the one that comes with the package."""
+    if given is not None:
+        return given
+    path = bundled_trace()
+    print(f"note: no TRACE given, so this is the bundled {path.name}", file=sys.stderr)
+    return path
 
 
 def _run_options(options: argparse.Namespace) -> RunOptions:

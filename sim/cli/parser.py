@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     policies.add_argument("--long", action="store_true", help="all parts too, as with a name or pattern")
 
     replay = commands.add_parser("replay", help="what each policy costs on a trace")
-    replay.add_argument("trace", metavar="TRACE", help="a trace file (.jsonl, also .gz or .zst)")
+    _add_trace(replay)
     replay.add_argument(
         "--policy", nargs="+", default=["all"], metavar="NAME", help=f"all (that apply), or: {', '.join(RECIPES)}"
     )
@@ -42,13 +42,13 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--timeline", metavar="FILE", type=file, help="write a Chrome trace; ui.perfetto.dev opens it")
 
     cut = commands.add_parser("cutoff", help="why the cutoff layer is where it is, and where the best one would be")
-    cut.add_argument("trace", metavar="TRACE")
+    _add_trace(cut)
     cut.add_argument("--policy", default="spmoe.paper", metavar="NAME", help="default: spmoe.paper")
     _add_setting(cut)
     cut.add_argument("--json", metavar="FILE", help="write both cutoffs and the sweep as JSON; - for standard output")
 
     foresee = commands.add_parser("forecasts", help="how good the forecasts of a trace are, and how early they come")
-    foresee.add_argument("trace", metavar="TRACE")
+    _add_trace(foresee)
     _add_setting(foresee)
     # Left out unless given, for a log has its own.
     foresee.set_defaults(hardware=None, bits=None, gamma=None, cpu_experts=None)
@@ -66,11 +66,11 @@ def parser() -> argparse.ArgumentParser:
     _add_fidelity(commands.add_parser("fidelity", help="the simulator's times against those that the engine measured"))
 
     cost = commands.add_parser("cost", help="where the times come from: the cost model, item by item")
-    cost.add_argument("trace", metavar="TRACE", help="for its model, draft and longest request")
+    _add_trace(cost, "; its model, draft and longest request count")
     _add_setting(cost)
 
     check = commands.add_parser("check", help="read a trace strictly and say what it holds")
-    check.add_argument("trace", metavar="TRACE")
+    _add_trace(check)
 
     bring = commands.add_parser("import", help="make a trace from what vLLM or llama.cpp recorded")
     bring.add_argument("source", metavar="SOURCE")
@@ -85,6 +85,15 @@ def parser() -> argparse.ArgumentParser:
     bring.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     bring.add_argument("--out", required=True, metavar="FILE")
     return top
+
+
+def _add_trace(command: argparse.ArgumentParser, why: str = "") -> None:
+    command.add_argument(
+        "trace",
+        nargs="?",
+        metavar="TRACE",
+        help=f"a trace file (.jsonl, also .gz or .zst; default: the bundled one){why}",
+    )
 
 
 def _add_setting(command: argparse.ArgumentParser) -> None:

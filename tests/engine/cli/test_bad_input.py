@@ -21,6 +21,7 @@ from engine.decoding.target_model import TargetModel
 from engine.memory import copiers as copies
 from spmoe.cli import Stopped
 from tests.paths import ROOT, TRACES
+from tests.words import with_defaults
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -300,7 +301,7 @@ def test_a_prompt_longer_than_the_model_can_read(refused: Refused, pair: Pair) -
         (["--slots", "0"], ["slots", "1 to 32", "got 0"]),
         (["--slots", "33"], ["slots", "1 to 32", "got 33"]),
         (["--slots=-5"], ["slots", "got -5"]),
-        (["--slots", "3"], ["spmoe.per-layer", "at least 4 slots", "are 3"]),
+        (["--slots", "3", "--policy", "spmoe.per-layer"], ["spmoe.per-layer", "at least 4 slots", "are 3"]),
         (["--cache", "nan"], ["cache", "above 0 and up to 1", "nan"]),
         (["--cache", "inf"], ["cache", "inf"]),
         (["--cache", "0"], ["cache", "above 0"]),
@@ -356,7 +357,7 @@ def test_options(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
-    said = refused("--model", pair[0], "--draft", pair[1], *PROMPT, *options)
+    said = refused("--model", pair[0], "--draft", pair[1], *with_defaults(PROMPT, options))
     for word in words:
         assert word in said
 

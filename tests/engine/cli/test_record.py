@@ -28,6 +28,7 @@ from spmoe.cli import Stopped
 from spmoe.trace.reader import TraceFile
 from spmoe.trace.schema import TokenLine
 from tests.paths import ROOT
+from tests.words import with_defaults
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -213,7 +214,8 @@ def test_one_line_says_what_is_wrong(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("p.txt").write_text(content)
-    assert record("--prompts", "p.txt", "--out", "o.jsonl", *pair, *NEW, *words) == 2
+    usual = ("--prompts", "p.txt", "--out", "o.jsonl", *pair, "--max-new-tokens", "10")
+    assert record(*with_defaults(usual, words), "--ignore-eos") == 2
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("error: ") and error.count("\n") == 1
     for part in said:

@@ -16,6 +16,7 @@ from engine.cli.trace_output import trace_of
 from engine.engine import Engine
 from engine.options import Options
 from engine.plan import Plan, make_plan
+from spmoe.policy.registry import RECIPES
 from spmoe.results.metrics import Metrics
 from spmoe.results.metrics_fold import MetricsFold
 from spmoe.results.transfers import TransferFold, Transfers
@@ -59,7 +60,7 @@ def test_every_number_with_its_unit(pair: tuple[Path, Path]) -> None:
     )
     said = lines(plan_of(pair), metrics, transfers)
     assert said == {
-        "policy": "spmoe.per-layer: as spmoe.paper, with an LRU cache per layer",
+        "policy": f"spmoe.foresight: {RECIPES['spmoe.foresight'].summary}",
         "model": "random-target, draft random-draft, float32 on cpu",
         "cache": "slots for 16 of 32 experts (50%, 192.0 KiB)",
         "times": "measured; the policy reckons with the figures of rtx-4090 (datasheet)",
@@ -114,7 +115,7 @@ def test_the_document_is_one_of_the_simulators_kind(pair: tuple[Path, Path], rec
     assert found["config"]["engine"]["acceptance"] == drafted.acceptance
     assert found["config"]["gamma"] == 3 and found["config"]["engine"]["virtual_time"] is True
     (result,) = found["results"]
-    assert (result["policy"], result["tokens"]) == ("spmoe.per-layer", tokens)
+    assert (result["policy"], result["tokens"]) == ("spmoe.foresight", tokens)
     assert (found["bound"] is not None) is record and (result["vs_bound"] is not None) is record
     if record:
         assert result["vs_bound"] == pytest.approx(result["tpot_ms"] / found["bound"]["tpot_ms"])

@@ -21,6 +21,7 @@ from sim.prepared import Replay
 from sim.replay import replay
 from spmoe.errors import InputError
 from spmoe.policy.registry import RECIPES
+from spmoe.trace.bundled import bundled_trace
 from spmoe.trace.reader import TraceFile
 from tests.golden.runs import golden_trace
 from tests.paths import ROOT, TRACES
@@ -208,3 +209,14 @@ def test_no_policy_that_applies_is_an_error_with_every_reason(
         "and there are 2; adapmoe.gated: changes the model's output; --lossy (lossy=True) allows it\n"
     )
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["replay", "cost", "check"])
+def test_without_a_trace_the_bundled_one_is_taken(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [command, *(["--policy", "on-demand.lru"] if command == "replay" else [])]
+    assert main(words) == 0
+    unnamed = capsys.readouterr()
+    assert main([words[0], str(bundled_trace()), *words[1:]]) == 0
+    named = capsys.readouterr()
+    assert unnamed.out == named.out and not named.err
+    assert unnamed.err == f"note: no TRACE given, so this is the bundled {bundled_trace().name}\n"

@@ -26,6 +26,7 @@ from spmoe.policy.registry import RECIPES
 from tests.conformance.cases import make_trace
 from tests.paths import PROFILES, ROOT
 from tests.sim.files import small_trace, write
+from tests.words import with_defaults
 
 ON_DEMAND = ["on-demand.lru", "on-demand.lru-per-layer"]
 
@@ -50,8 +51,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return policies
 
 
-def command(trace: Path, out: Path, *more: str, policies: list[str] = ON_DEMAND) -> list[str]:
-    return ["sweep", str(trace), "--policy", *policies, "--out", str(out), "--jobs", "1", *more]
+def command(trace: Path, out: Path, *more: str, policies: list[str] = ON_DEMAND, jobs: str = "1") -> list[str]:
+    return ["sweep", str(trace), "--policy", *policies, "--out", str(out), "--jobs", jobs, *more]
 
 
 # The grid
@@ -187,8 +188,8 @@ def test_any_number_of_jobs_gives_the_same_bytes(trace: Path, tmp_path: Path, su
     written = []
     for jobs in ("1", "2"):
         out = tmp_path / f"{jobs}{suffix}"
-        words = ["--slots", "4", "9", "--gamma", "0", "3", "--jobs", jobs]
-        assert main(command(trace, out, *words, policies=["on-demand.lru", "spmoe.paper", "next-gate"])) == 0
+        words = ["--slots", "4", "9", "--gamma", "0", "3"]
+        assert main(command(trace, out, *words, policies=["on-demand.lru", "spmoe.paper", "next-gate"], jobs=jobs)) == 0
         written.append(out.read_bytes())
     assert written[0] == written[1]
     assert len(read_table(tmp_path / f"1{suffix}")) == 12
@@ -248,8 +249,9 @@ def wait_for_rows(journal: Path, count: int, started: subprocess.Popen[bytes]) -
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ran: list[str], jobs: str) -> None:
     trace = small_trace(tmp_path, (120,))
     out, journal = tmp_path / "out.csv", tmp_path / "out.csv.partial"
-    words = command(trace, out, "--slots", *map(str, range(3, 9)), "--gamma", "0", "4")
-    started = start([*words, "--jobs", jobs])
+    axes = ("--slots", *map(str, range(3, 9)), "--gamma", "0", "4")
+    words = command(trace, out, *axes)
+    started = start(command(trace, out, *axes, jobs=jobs))
     wait_for_rows(journal, 3, started)
     started.kill()
     started.communicate(timeout=30)  # Ends when the last worker does: none outlives its parent.
@@ -261,7 +263,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ran: list[str], job
     assert len(ran) == 24 - done
     assert not journal.exists()
     whole = tmp_path / "whole.csv"
-    assert main([*command(trace, whole), *words[words.index("--slots") :]]) == 0
+    assert main(command(trace, whole, *axes)) == 0
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -269,8 +271,8 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ran: list[str], job
 def test_an_interrupt_says_how_far_it_came(tmp_path: Path, jobs: str) -> None:
     trace = small_trace(tmp_path, (480,))
     out, journal = tmp_path / "out.csv", tmp_path / "out.csv.partial"
-    words = command(trace, out, "--slots", *map(str, range(3, 9)), "--gamma", "0", "4")
-    started = start([*words, "--jobs", jobs])
+    axes = ("--slots", *map(str, range(3, 9)), "--gamma", "0", "4")
+    started = start(command(trace, out, *axes, jobs=jobs))
     wait_for_rows(journal, 1, started)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=30)
@@ -346,7 +348,8 @@ def test_wrong_values_are_told_before_any_work(
     Path("folder.csv").mkdir()
     before = sorted(Path().iterdir())
     first = [] if options[0].startswith("--") else [options.pop(0)]
-    assert main(["sweep", *first, str(trace), "--out", "out.csv", "--jobs", "1", *options]) == 2
+    words_given = with_defaults(("--out", "out.csv", "--jobs", "1"), options)
+    assert main(["sweep", *first, str(trace), *words_given]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
     for word in words:
