@@ -46,7 +46,7 @@ def edited(folder: Path, to: Path, edit: Callable[[dict[str, Any]], object]) -> 
 def test_half_of_the_experts_and_four_tokens_unless_asked_otherwise(pair: Pair) -> None:
     plan = plan_of(pair)
     assert (plan.setting.slots, plan.setting.gamma, plan.context) == (16, 4, CONTEXT)
-    assert plan.recipe.name == "spmoe.per-layer" and plan.fallback == ""
+    assert plan.recipe.name == "spmoe.foresight" and plan.fallback == ""
     assert plan.slot_bytes == 16 * 3 * 16 * 64 * 4  # slots x (gate, up, down) x width x hidden x float32
     assert plan_of(pair, cache=1.0).setting.slots == 32
     assert plan_of(pair, slots=7).setting.slots == 7
@@ -57,7 +57,7 @@ def test_the_length_is_left_to_policies_that_choose_it(pair: Pair) -> None:
     for asked, chooses, most in (({}, True, 16), ({"gamma_max": 6}, True, 6), ({"gamma": 3}, False, 3)):
         plan = plan_of(pair, policy="spmoe.foresight", **asked)
         assert (plan.config.chooses, plan.config.gamma) == (chooses, most)
-    assert plan_of(pair, gamma_max=6).config.gamma == 4
+    assert plan_of(pair, policy="spmoe.per-layer", gamma_max=6).config.gamma == 4
     with pytest.raises(InputError, match="only one of gamma and gamma_max"):
         plan_of(pair, gamma=3, gamma_max=6)
 
@@ -95,10 +95,10 @@ def test_a_request_that_does_not_fit(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("shape", "layer_map", "recipe", "why"),
     [
-        (PairShape(layers=3), None, "spmoe.per-layer.next-gate", "3 layers, the target 4; a layer map would match"),
-        (PairShape(layers=3), (0, 0, 1, 2), "spmoe.per-layer", ""),
-        (PairShape(hidden=32), None, "spmoe.per-layer.next-gate", "the draft is 32 wide, the target 64"),
-        (PairShape(hidden=32), (0, 1, 2, 3), "spmoe.per-layer.next-gate", "the draft is 32 wide, the target 64"),
+        (PairShape(layers=3), None, "spmoe.foresight.history", "3 layers, the target 4; a layer map would match"),
+        (PairShape(layers=3), (0, 0, 1, 2), "spmoe.foresight", ""),
+        (PairShape(hidden=32), None, "spmoe.foresight.history", "the draft is 32 wide, the target 64"),
+        (PairShape(hidden=32), (0, 1, 2, 3), "spmoe.foresight.history", "the draft is 32 wide, the target 64"),
     ],
 )
 def test_a_draft_of_another_shape(
