@@ -280,8 +280,10 @@ def test_the_readme_shows_what_a_run_says(capfd: Out) -> None:
     notes, lines = parts(said)
     pasted_notes, pasted = parts(output)
     assert pasted_notes == notes and output.removeprefix("".join(notes)).startswith(text[:20])
-    pasted = pasted[-len(labels) :]  # What is before is text, of which rounding may make another one elsewhere.
-    assert [line[:8].strip() for line in pasted] == [line[:8].strip() for line in lines] == labels
+    # What is before the summary is text, of which rounding may make another one elsewhere.
+    pasted = pasted[max(number for number, line in enumerate(pasted) if line.startswith("policy")) :]
+    for each in (pasted, lines):
+        assert [label for line in each if (label := line[:8].strip())] == labels
     settled = ("policy", "model", "cache", "times", "output", "plain")  # The others depend on the machine.
     assert [line for line in pasted if line.startswith(settled)] == [line for line in lines if line.startswith(settled)]
 
