@@ -36,7 +36,7 @@ SAMPLE = 96
 
 
 def evaluate(folder: Path, corpus: Corpus) -> dict[str, Any]:
-    """The figures of the pair in `folder`, as shipped: bfloat16 weights, computed in float32.
+    """The figures of the pair in `folder`, as it is distributed: bfloat16 weights, computed in float32.
 
     The control may be missing (null).  InputError where `corpus` is not what the pair was trained on, or a model is
     missing or bad.

@@ -16,7 +16,7 @@ from engine.moe.layers import find_moe_layers
 from spmoe.errors import InputError
 from training.learners import Learner
 from training.recipe import Recipe
-from training.routers import balance_loss, listen, z_loss
+from training.routers import balance_loss, record_routing, z_loss
 from training.states import Row, State, read_state, write_state
 from training.tokens import Batches
 
@@ -74,12 +74,12 @@ def _loss(job: Job, step: int) -> tuple[torch.Tensor, Row]:
     """What the step is to make smaller, and what is written down of it."""
     windows = job.batches.at(job.first + step)
     layers = find_moe_layers(job.model)
-    with listen(layers) as heard:
+    with record_routing(layers) as routings:
         logits = job.model(input_ids=windows[:, :-1]).logits
     loss = cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
     if not layers:
         return loss, Row(step, loss.item(), None)
-    balance = torch.stack([balance_loss(each) for each in heard])
+    balance = torch.stack([balance_loss(each) for each in routings])
     total = loss + job.recipe.balance * balance.sum()
-    total = total + job.recipe.router_z * torch.stack([z_loss(each) for each in heard]).sum()
+    total = total + job.recipe.router_z * torch.stack([z_loss(each) for each in routings]).sum()
     return total, Row(step, loss.item(), balance.mean().item())

@@ -12,7 +12,7 @@ from engine.decoding.layer_map import draft_norms, match_layers
 from engine.moe.layers import MoeLayer, Routing, find_moe_layers
 from spmoe.errors import InputError
 from training.likelihood import BATCH
-from training.routers import listen
+from training.routers import record_routing
 
 
 class LayerStates(NamedTuple):
@@ -65,16 +65,16 @@ def observe(draft: Any, target: Any, windows: torch.Tensor) -> Iterator[Pass]:
     norms, draft_normed = [layer.norm for layer in layers], draft_norms(draft)
     attentions = [target.model.layers[layer.decoder_layer].self_attn for layer in layers]
     with (
-        listen(layers) as heard,
+        record_routing(layers) as routings,
         _kept(norms, [draft_normed[number] for number in matching], inputs=True) as residuals,
         _kept(attentions, [draft.model.layers[number].self_attn for number in matching], inputs=False) as attended,
     ):
         for part in windows.split(BATCH):
-            # Before each pass, since who looks at one may ask norms and routers, which is heard too.
-            for each in (heard, *residuals, *attended):
+            # Before each pass, since reading one may call norms and routers, which is recorded too.
+            for each in (routings, *residuals, *attended):
                 each.clear()
             draft_logits, target_logits = (model(input_ids=part[:, :-1]).logits for model in (draft, target))
-            states = zip(heard, *residuals, *attended, strict=True)
+            states = zip(routings, *residuals, *attended, strict=True)
             yield Pass(part, draft_logits, target_logits, tuple(LayerStates(*each) for each in states))
 
 
@@ -82,11 +82,11 @@ def experts_used(target: Any, windows: torch.Tensor) -> Iterator[tuple[torch.Ten
     """The tokens that `target` reads, int64 [T], and per MoE layer the experts that it uses, int64 [T, k]; some of
     `windows`, int64 [windows, context + 1], at a time; run it in inference mode."""
     layers: Sequence[MoeLayer] = find_moe_layers(target)
-    with listen(layers) as heard:
+    with record_routing(layers) as routings:
         for part in windows.split(BATCH):
             target.model(input_ids=part[:, :-1])
-            yield part[:, :-1].flatten(), tuple(each.experts for each in heard)
-            heard.clear()
+            yield part[:, :-1].flatten(), tuple(each.experts for each in routings)
+            routings.clear()
 
 
 Kept = tuple[list[torch.Tensor], list[torch.Tensor]]

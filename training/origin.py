@@ -17,7 +17,7 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def check_corpus(folder: Path, corpus: Corpus) -> None:
-    """InputError unless the run in `folder` learned from `corpus`: nobody knows what it held out of another."""
+    """InputError unless the run in `folder` learned from `corpus`: what it held out of another is unknown."""
     known = _object(folder, "corpus")
     if known.get("sha256") != corpus.fingerprint:
         raise InputError(

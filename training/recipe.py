@@ -119,7 +119,7 @@ def _require(fine: bool, name: str, expected: str, got: object) -> None:
 PICO: Final = Recipe(
     name="pico", layers=8, hidden=128, heads=4, kv_heads=2, width=256, dense_steps=5000, upcycle_steps=3000
 )
-"""The pair that is shipped."""
+"""The bundled pair."""
 
 PICO_32L: Final = Recipe(
     name="pico-32l", layers=32, hidden=64, heads=2, kv_heads=1, width=160, dense_steps=3000, upcycle_steps=1800

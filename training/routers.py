@@ -12,16 +12,16 @@ from engine.moe.layers import MoeLayer, Routing
 
 
 @contextmanager
-def listen(layers: Sequence[MoeLayer]) -> Iterator[list[Routing]]:
+def record_routing(layers: Sequence[MoeLayer]) -> Iterator[list[Routing]]:
     """Collects what the routers say in a forward pass, in the order of layers; clear the list before the next pass."""
-    heard: list[Routing] = []
+    routings: list[Routing] = []
 
     def hear(_router: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        heard.append(Routing(*output))
+        routings.append(Routing(*output))
 
     hooks = [layer.router.register_forward_hook(hear) for layer in layers]
     try:
-        yield heard
+        yield routings
     finally:
         for hook in hooks:
             hook.remove()

@@ -129,7 +129,7 @@ class Run:
         return upcycle(model.eval(), self.recipe, sample[:SAMPLE, :-1])
 
     def _identity(self, stage: str) -> str:
-        """What a state is told by from those of other stages and runs."""
+        """What distinguishes a state from those of other stages and runs."""
         return json.dumps({**self._document, "stage": stage}, sort_keys=True)
 
     def _state(self, stage: str) -> Path:

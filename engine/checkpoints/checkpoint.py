@@ -49,7 +49,7 @@ class Checkpoint:
     def slices(self) -> Iterator[Mapping[str, Any]]:
         """The tensors as safetensors slices, by name: `slices[name][...]` reads one, `[3]` its fourth row.
 
-        What they give are views of the mapped files, good only as long as nobody replaces those.
+        What they give are views of the mapped files, valid only as long as those are not replaced.
         """
         with ExitStack() as stack:
             shards = {tensor.shard for tensor in self.tensors.values()}

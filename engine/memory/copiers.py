@@ -122,7 +122,7 @@ class MemoryCopier:
 
 
 class StreamCopier:
-    """Enqueues copies on a CUDA stream of its own.  Events order them: nobody waits for the whole device.
+    """Enqueues copies on a CUDA stream of its own.  Events order them; the device is never synchronised as a whole.
 
     The copies of a batch wait for the last computation that read their slots; whoever learns that a batch landed, has
     its current stream wait for the copies.

@@ -28,12 +28,12 @@ Entry = tuple[Event, tuple[Command, ...]]
 
 
 class Span(NamedTuple):
-    """From where a layer's router spoke to where the next one's did: experts, and the attention behind them.
+    """From where a layer's routing is known to where the next one's is: experts, and the attention behind them.
 
     Behind the last layer it lasts over the end of the round to the beginning of the next.  `tokens` are those of the
     pass, `experts` the tokens of each expert that was computed in a slot; `ns` is without waits, and `computing` the
-    part of it until the driver was done with the experts, in which it was told of the arrival of `landed` loads and of
-    `results` of the CPU; `seen` are loads of whose arrival it was told afterwards.
+    part of it until the driver was done with the experts, in which it received `landed` loads and
+    `results` of the CPU; `seen` are loads that it received afterwards.
     """
 
     tokens: int
@@ -72,7 +72,7 @@ class StepTimings:
         self.host: dict[int, list[int]] = defaultdict(list)
         """Experts on the CPU, by their tokens."""
         self.handovers: list[int] = []
-        """From a router's word to where the CPU began."""
+        """From where a layer's routing is known to where the CPU begins."""
         self.deciding: dict[int, list[float]] = defaultdict(list)
         """What the scheduler took per layer, run by run, by the tokens drafted in a round; put in from outside."""
         self.decode_ns = 0
@@ -87,7 +87,7 @@ class StepTimings:
         """Take in an event and what the scheduler answered."""
         self._loads.update({each.batch: len(each.loads) for each in commands if isinstance(each, Submit)})
         if isinstance(event, RequestBegun):
-            self._round.clear()  # Who knows what the time until then was spent with.
+            self._round.clear()  # The time before is not that of a round.
             self._unread.request_begun()
             self._position = 0
         elif isinstance(event, PrefillBegun):

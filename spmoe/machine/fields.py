@@ -12,7 +12,7 @@ from spmoe.errors import InputError
 
 
 class Fields:
-    """One JSON object, read field by field; `done()` refuses what nobody asked for.
+    """One JSON object, read field by field; `done()` refuses fields that were not read.
 
     Numbers are exact (int or Decimal).  Every complaint is an InputError "PLACE: field PATH: expected ..., got ...".
     """

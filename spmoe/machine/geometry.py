@@ -55,10 +55,6 @@ class Geometry:
         return self.layers * self.experts
 
     @property
-    def total_params(self) -> int:
-        return self.dense_params + self.keys * self.expert_params
-
-    @property
     def router_params(self) -> int:
         """Parameters of one layer's router, which are part of `dense_params`."""
         return self.hidden * self.experts

@@ -19,5 +19,5 @@ def gate_of(line: TokenLine | RejectedLine, layer: int) -> Forecast:
 
 
 def even_gate(experts: Cell) -> Forecast:
-    """Experts that count alike: of a token whose weights nobody knows, or in place of all tokens of a prompt."""
+    """Experts that count alike: of a token whose weights are unknown, or in place of all tokens of a prompt."""
     return tuple((expert, ONE // len(experts)) for expert in experts)

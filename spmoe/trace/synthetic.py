@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             request_lengths(options.tokens),
             RATES,
             options.seed,
-            # The shipped Mixtral trace does without the remark, and keeps its bytes.
+            # The bundled Mixtral trace has no remark, so that its bytes stay.
             "" if model.name == DEFAULT_MODEL else RATES_FROM,
         )
         write_trace(options.out, header, lines)

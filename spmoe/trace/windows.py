@@ -48,7 +48,7 @@ def window(lines: Sequence[TokenLine], gamma: int) -> Window:
 
     Needs ``lines[:gamma + 1]`` of one request, fewer only where the request ends with them; raises ValueError where
     there is none.  Behind the drafted tokens that stand come the inputs recorded as rejected there, even past the
-    request's last line: the draft went on, for nobody knew yet that the request would end.
+    request's last line: the draft went on, as it was not known yet that the request would end.
     """
     if not lines:
         raise ValueError("a window needs at least one token line")
@@ -78,7 +78,7 @@ class Round:
     def read(self, token: int) -> TokenLine | RejectedLine:
         """What the draft reads as that token of the round, in the window or past it.
 
-        Where it has gone astray past the window, and nobody recorded what it read, it goes over the window once more.
+        Where it has gone astray past the window, and its inputs are not recorded, it goes over the window once more.
         (What really came there would tell it the future.)
         """
         inputs, drafted = self.whole.inputs, self.drafted

@@ -10,7 +10,7 @@ import torch
 from engine.moe.layers import Routing, find_moe_layers
 from training.models import empty_sparse
 from training.recipe import MICRO
-from training.routers import balance_loss, entropy, listen, route_at_random, usage, z_loss
+from training.routers import balance_loss, entropy, record_routing, route_at_random, usage, z_loss
 from training.upcycling import draw_router
 
 
@@ -73,13 +73,13 @@ def test_routing_at_random_draws_distinct_experts_and_ends_with_its_block() -> N
     model = empty_sparse(MICRO).eval()
     layers = find_moe_layers(model)
     tokens = torch.arange(64).view(2, 32)
-    with torch.inference_mode(), listen(layers) as heard:
+    with torch.inference_mode(), record_routing(layers) as routings:
         model(input_ids=tokens)
-        own = [each.experts for each in heard]
-        heard.clear()
+        own = [each.experts for each in routings]
+        routings.clear()
         with route_at_random(layers, torch.Generator().manual_seed(0)):
             drawn = model(input_ids=tokens).logits
-        heard.clear()
+        routings.clear()
         again = model(input_ids=tokens).logits
-        assert all(torch.equal(a, b.experts) for a, b in zip(own, heard, strict=True))
+        assert all(torch.equal(a, b.experts) for a, b in zip(own, routings, strict=True))
     assert not torch.equal(drawn, again)
