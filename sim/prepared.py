@@ -65,7 +65,7 @@ class Prepared:
 
     def replay(
         self,
-        policies: str | Sequence[str],
+        policies: str | Recipe | Sequence[str | Recipe],
         cutoff: int | Literal["best"] | None,
         lossy: bool,
         jobs: int = 1,

@@ -11,6 +11,7 @@ from sim.prepared import Prepared, Replay
 from spmoe.errors import InputError
 from spmoe.files import check_distinct
 from spmoe.machine.hardware import Hardware
+from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import select
 from spmoe.progress import Progress
 from spmoe.run.options import DEFAULT_HARDWARE, RunOptions
@@ -19,7 +20,7 @@ from spmoe.trace.schema import Trace
 
 def replay(
     trace: str | os.PathLike[str] | Trace,
-    policies: str | Sequence[str] = "all",
+    policies: str | Recipe | Sequence[str | Recipe] = "all",
     hardware: str | Hardware = DEFAULT_HARDWARE,
     *,
     cutoff: int | Literal["best"] | None = None,
@@ -30,7 +31,8 @@ def replay(
     progress: Progress | None = None,
     **options: Any,
 ) -> Replay:
-    """Replay `trace` (a path, or a `Trace`) under `policies`: names, patterns ("spmoe.*"), or "all".
+    """Replay `trace` (a path, or a `Trace`) under `policies`: names, patterns ("spmoe.*"), or "all"; or recipes, which
+    need not be rows of the registry.
 
     A policy that does not apply to the trace or the machine is left out; `skipped` says why.
 

@@ -43,7 +43,7 @@ class Runner:
         future = Future(self._requests, config.gamma) if "future" in recipe.needs else None
         fold = MetricsFold(config.experts)
         driver = Driver(
-            Scheduler(config, future),
+            Scheduler(config, future, recipe),
             self.setting.cost,
             (fold.observe, *observers),
             self._popularity(recipe, config),

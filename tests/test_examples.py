@@ -12,7 +12,7 @@ from tests.paths import ROOT
 from tests.sim.files import small_trace
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-TAKES_A_TRACE = ("replay.py",)
+TAKES_A_TRACE = ("replay.py", "add_a_policy.py")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

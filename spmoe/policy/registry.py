@@ -250,15 +250,20 @@ ORACLES = (
 RECIPES = registry(BASELINES + SP_MOE_ROWS + FORESIGHT_ROWS + FRAMEWORKS + PEERS + ORACLES)
 
 
-def select(names: str | Sequence[str]) -> list[Recipe]:
+def select(policies: str | Recipe | Sequence[str | Recipe]) -> list[Recipe]:
     """The recipes of these names or patterns ("spmoe.*"), in the order given, each once; "all" stands for every one.
 
-    Raises InputError for no name, an unknown one, and a pattern that fits none.
+    A recipe that is no row here stands for itself.  Raises InputError for no name, an unknown one, a pattern that fits
+    none, and for a recipe that goes by another's name.
     """
     chosen: dict[str, Recipe] = {}
-    for name in [names] if isinstance(names, str) else names:
+    for name in [policies] if isinstance(policies, str | Recipe) else policies:
+        if isinstance(name, Recipe):
+            if chosen.setdefault(name.name, RECIPES.get(name.name, name)) != name:
+                raise InputError(f"policies: another recipe is called {name.name}")
+            continue
         if not isinstance(name, str):
-            raise InputError(f"policies: expected names, got {name!r}")
+            raise InputError(f"policies: expected names or recipes, got {name!r}")
         if name == "all" or set(name) & set("*?["):
             fitting = [one for one in RECIPES.values() if fnmatchcase(one.name, "*" if name == "all" else name)]
             if not fitting:

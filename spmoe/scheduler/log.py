@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from spmoe.errors import InputError
 from spmoe.policy.parts.future import Future
 from spmoe.policy.parts.pace import Pace
+from spmoe.policy.recipe import Recipe
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.loads import TransferFailed
 from spmoe.scheduler.phase import IllegalEvent
@@ -91,11 +92,13 @@ def verify_log(
     path: str | Path,
     future: Callable[[SchedulerConfig], Future] | None = None,
     observers: Sequence[Callable[[Event, tuple[Command, ...]], None]] = (),
+    recipe: Recipe | None = None,
 ) -> Verified:
     """Feed the events of a log to a fresh scheduler and compare its commands with those logged, byte for byte.
 
     `future` tells it to recipes that need it, for a log does not hold it.  `observers` see every event with its
-    answer, as those of a run do; what they saw holds only where nothing is raised.  Raises InputError, naming file and
+    answer, as those of a run do; what they saw holds only where nothing is raised.  `recipe` is the one that the log
+    names, where the registry does not have it.  Raises InputError, naming file and
     line, where the log is damaged or cut off, or where the commands differ.
     """
     count = events = 0
@@ -104,7 +107,7 @@ def verify_log(
         number, first = next(numbered, (1, ""))
         with _at(path, number):
             config = _read_config(first)
-            scheduler = Scheduler(config, None if future is None else future(config))
+            scheduler = Scheduler(config, None if future is None else future(config), recipe)
         expected: Iterator[str] = iter(())
         for number, line in numbered:
             with _at(path, number):

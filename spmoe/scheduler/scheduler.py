@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 from spmoe.policy.parts.future import Future
 from spmoe.policy.parts.predictor import Predictor
 from spmoe.policy.parts.scope import Scope
+from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import recipe as find_recipe
 from spmoe.scheduler.config import SchedulerConfig
 from spmoe.scheduler.draft_window import DraftWindow
@@ -52,13 +53,13 @@ class Scheduler:
     Each handler checks that its event is legal, tells the parts that it concerns, and reports it to the predictor.
     """
 
-    def __init__(self, config: SchedulerConfig, future: Future | None = None) -> None:
-        """`future` is for recipes that need it.
+    def __init__(self, config: SchedulerConfig, future: Future | None = None, recipe: Recipe | None = None) -> None:
+        """`future` is for recipes that need it, `recipe` the one that `config` names if the registry does not have it.
 
         Raises:
             InputError: the recipe is unknown, or the slots do not suffice for its placement.
         """
-        recipe = self.recipe = find_recipe(config.recipe)
+        recipe = self.recipe = find_recipe(config.recipe) if recipe is None else recipe
         self.config = config
         placement, shape = recipe.placement, config.shape
         pool_of = placement.pool_of(shape)
