@@ -56,8 +56,7 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, future: Future | None = None, recipe: Recipe | None = None) -> None:
         """`future` is for recipes that need it, `recipe` the one that `config` names if the registry does not have it.
 
-        Raises:
-            InputError: the recipe is unknown, or the slots do not suffice for its placement.
+        Raises InputError for an unknown recipe, and where the slots do not suffice for its placement.
         """
         recipe = self.recipe = find_recipe(config.recipe) if recipe is None else recipe
         self.config = config
@@ -104,9 +103,8 @@ class Scheduler:
     def handle(self, event: Event) -> tuple[Command, ...]:
         """Take in one event; returns what to do now: any number of `Submit`, then at most one reply.
 
-        Raises:
-            IllegalEvent: the event does not belong here, or time ran backwards.
-            TransferFailed: a batch failed for the second time.
+        Raises IllegalEvent where the event does not belong here or time ran backwards, and TransferFailed where a batch
+        failed for the second time.
         """
         time, loads = event.time, self.loads
         if time < self._time:
