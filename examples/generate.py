@@ -14,7 +14,7 @@ PROMPT = "def read_lines(path):"
 
 def main() -> None:
     target, draft = shipped_pair()
-    with Engine.from_pretrained(target, draft, policy="spmoe.per-layer", cache=0.5, device="cpu") as engine:
+    with Engine.from_pretrained(target, draft, cache=0.5, gamma=4, device="cpu") as engine:
         print(PROMPT, end="")
         for piece in engine.stream(PROMPT, max_new_tokens=48):
             print(piece.text, end="", flush=True)

@@ -13,7 +13,7 @@ from typing import Final
 from spmoe.cli import Command, Commands
 from spmoe.errors import InputError
 
-NEEDED: Final = ("torch", "transformers", "safetensors", "tokenizers")
+NEEDED: Final = ("torch", "transformers", "safetensors", "tokenizers", "greenlet")
 """What comes with `pip install 'spmoe[engine]'`."""
 
 
