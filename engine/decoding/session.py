@@ -70,7 +70,7 @@ class Session(Closing):
                 Link(weights.store, slots, config.depth, gbps, latency_ns=latency_ns, start_ns=start)
             )
             host = stack.enter_context(HostWorker(start))
-            signals = self.scheduler.recipe.told
+            signals = self.scheduler.recipe.signals
             clock: Clock = RealClock(link, host, start, device)
             if imitated is not None:
                 clock = VirtualClock(link, host, imitated, config.recipe, signals)

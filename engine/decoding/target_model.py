@@ -22,7 +22,7 @@ from engine.moe.backend import Computation
 from engine.moe.eager import install, uninstall
 from engine.moe.layers import MoeLayer
 from spmoe.drive.step import Routed
-from spmoe.policy.recipe import Told
+from spmoe.policy.recipe import RouterSignals
 from spmoe.state.events import Forecast
 from spmoe.trace.gates import even_gate
 
@@ -41,7 +41,7 @@ class TargetModel:
         slots: SlotBuffer,
         host: HostWorker,
         computation: Computation,
-        signals: Told,
+        signals: RouterSignals,
         recorder: Recorder | None,
     ) -> None:
         self._run = Forward(model)

@@ -15,7 +15,7 @@ from engine.memory.link import Link
 from spmoe.drive.schedules import CpuSchedule, LinkSchedule
 from spmoe.machine.cost import CostModel
 from spmoe.policy.parts.runtime import NATIVE
-from spmoe.policy.recipe import Told
+from spmoe.policy.recipe import RouterSignals
 from spmoe.state.commands import Submit
 from spmoe.state.events import BatchArrived, BatchFailed, HostComputed
 
@@ -25,7 +25,7 @@ class VirtualClock:
 
     measures = False
 
-    def __init__(self, link: Link, host: HostWorker, cost: CostModel, policy: str, signals: Told) -> None:
+    def __init__(self, link: Link, host: HostWorker, cost: CostModel, policy: str, signals: RouterSignals) -> None:
         """`policy` is the name of the recipe that decides, `signals` what it learns from routers besides routing."""
         self._link = link
         self._host = host

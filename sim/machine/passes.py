@@ -9,20 +9,20 @@ from spmoe.drive.draft_position import Unread
 from spmoe.drive.step import Routed
 from spmoe.machine.cost import CostModel
 from spmoe.policy.parts.gating import thinned
-from spmoe.policy.recipe import Told
+from spmoe.policy.recipe import RouterSignals
 from spmoe.state.events import Forecast
 from spmoe.trace.gates import even_gate, gate_of
 from spmoe.trace.schema import PrefillLine, TokenLine
 from spmoe.trace.windows import Round, Routing
 
 NO_FORECAST: Final[Forecast] = ()
-NO_SIGNALS: Final = Told()
+NO_SIGNALS: Final = RouterSignals()
 
 
 class Pass:
     """Stands in for the models during one program."""
 
-    def __init__(self, cost: CostModel, policy: str, signals: Told = NO_SIGNALS) -> None:
+    def __init__(self, cost: CostModel, policy: str, signals: RouterSignals = NO_SIGNALS) -> None:
         """`policy` is the name of the recipe that decides, `signals` what it learns from routers besides routing."""
         self._cost = cost
         self._signals = signals
@@ -74,7 +74,7 @@ class PromptPass(Pass):
     Its line has the experts that are touched; where it lacks by how many tokens, these are spread evenly.
     """
 
-    def __init__(self, cost: CostModel, line: PrefillLine, policy: str, signals: Told = NO_SIGNALS) -> None:
+    def __init__(self, cost: CostModel, line: PrefillLine, policy: str, signals: RouterSignals = NO_SIGNALS) -> None:
         super().__init__(cost, policy, signals)
         self._layer_ns = self._reading_ns(line.prompt_tokens, line.prompt_tokens)
         self._round_ns = cost.round_ns(1)
@@ -104,7 +104,7 @@ class StepPass(Pass):
         position: int,
         unread: Unread,
         policy: str,
-        signals: Told = NO_SIGNALS,
+        signals: RouterSignals = NO_SIGNALS,
         known: int = 0,
     ) -> None:
         """`lines` are up to `gamma` + 1 from the pending token on, fewer where the request ends with them, and behind

@@ -51,12 +51,12 @@ class TraceProgram:
             popular = self._popularity(request.number) if self._popularity else ()
             dispatch(RequestBegun(time, request.number, popular))
             if request.prefill is not None:
-                self.current = PromptPass(cost, request.prefill, recipe.name, recipe.told)
+                self.current = PromptPass(cost, request.prefill, recipe.name, recipe.signals)
                 touched = request.prefill.touched if knows_future else ()
                 time = yield from prefill(dispatch, time, request.prefill.prompt_tokens, config.layers, touched)
             known = 0
             while lines := request.lines(gamma + 1 + beyond):
-                this = StepPass(cost, lines, gamma, request.position, draft, recipe.name, recipe.told, known)
+                this = StepPass(cost, lines, gamma, request.position, draft, recipe.name, recipe.signals, known)
                 self.current = self.round = this
                 time = yield from step(dispatch, time, this.limit, config.layers, known, this.reach if beyond else 0)
                 known = this.stands

@@ -1,7 +1,7 @@
 """The step program: what happens in a draft-then-verify round, written once for all drivers.
 
 A program is a generator.  It yields *effects* (draft this, compute that, wait), is resumed with an `Outcome` (when the
-effect began and ended, and what came of it) and tells the scheduler through `dispatch` what happened.  The
+effect began and ended, and what came of it) and reports to the scheduler through `dispatch`.  The
 simulator turns effects into SimPy time-outs, the engine into kernels and copies; neither has a loop of its own.
 """
 
@@ -61,16 +61,16 @@ class Attention(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """What a router said of all tokens of the pass."""
+    """A router's output for all tokens of the pass."""
 
     experts: tuple[int, ...]
     """Distinct experts in routing order."""
     tokens: tuple[int, ...]
     """Tokens per expert."""
     next_gate: tuple[Forecast, ...] | None = None
-    """Forecasts for the next layer, per token; None where nobody asks."""
+    """Forecasts for the next layer, per token; None where the recipe has no use for them."""
     gates: tuple[Forecast, ...] = ()
-    """Gate probabilities, per token; empty where nobody asks."""
+    """Gate probabilities, per token; empty where the recipe has no use for them."""
 
 
 class Compute(NamedTuple):

@@ -18,8 +18,8 @@ from spmoe.policy.parts.runtime import NATIVE, Runtime
 from spmoe.policy.parts.speculation import FixedGamma, Speculation
 
 
-class Told(NamedTuple):
-    """What a driver tells a recipe of routers besides their choice, and how that choice is changed.
+class RouterSignals(NamedTuple):
+    """What a recipe gets of routers besides their choice, and how that choice is changed.
 
     `next_gate`: forecasts from the next layer's gate.  `gates`: gate probabilities.  `gate` drops experts of tokens
     that are verified alone (lossy).
@@ -75,9 +75,9 @@ class Recipe:
         return self.horizon.has_cutoff
 
     @property
-    def told(self) -> Told:
-        """What drivers have to tell it of routers."""
-        return Told("next_gate" in self.needs, "gates" in self.needs, self.gate)
+    def signals(self) -> RouterSignals:
+        """What drivers report of routers beside the routing."""
+        return RouterSignals("next_gate" in self.needs, "gates" in self.needs, self.gate)
 
     def fetches_only(self, cpu: bool) -> bool:
         """Whether copies over the link answer every miss, so that the bound of its windows holds; `cpu` says whether

@@ -96,7 +96,7 @@ class DraftWindow:
         return chance
 
     def token_drafted(self, time: int, chance: int) -> Verify | None:
-        """Another token is drafted, with that chance; says to verify where the window closes earlier than asked for."""
+        """Another token is drafted, with that chance; `Verify` where the window closes earlier than asked for."""
         self.drafted += 1
         self._predicted = 0
         if self._length is None:

@@ -49,7 +49,7 @@ class LogWriter:
             self._lines += 1
 
     def close(self) -> None:
-        """Write the line that tells a whole log from one cut off."""
+        """Write the line that a log without is cut off."""
         self._stream.write(_json({"end": self._lines}))
 
 
@@ -96,7 +96,7 @@ def verify_log(
 ) -> Verified:
     """Feed the events of a log to a fresh scheduler and compare its commands with those logged, byte for byte.
 
-    `future` tells it to recipes that need it, for a log does not hold it.  `observers` see every event with its
+    `future` is for recipes that need it, for a log does not hold it.  `observers` see every event with its
     answer, as those of a run do; what they saw holds only where nothing is raised.  `recipe` is the one that the log
     names, where the registry does not have it.  Raises InputError, naming file and
     line, where the log is damaged or cut off, or where the commands differ.
@@ -203,7 +203,7 @@ def _tuples(value: Any) -> Any:
 
 @contextmanager
 def _at(path: str | Path, number: int) -> Iterator[None]:
-    """Whatever turns out to be wrong with a line is told with its place."""
+    """Whatever is wrong with a line is reported with its place."""
     try:
         yield
     except (IllegalEvent, LookupError, RecursionError, TransferFailed, TypeError, ValueError) as error:

@@ -50,7 +50,7 @@ _FREES_NOTHING: Final = frozenset({HostComputed, LinkAwaited})
 class Scheduler:
     """Decides what to load, when, into which slot, and what to compute next; never acts.
 
-    Each handler checks that its event is legal, tells the parts that it concerns, and reports it to the predictor.
+    Each handler checks that its event is legal, updates the objects that it concerns, and reports it to the predictor.
     """
 
     def __init__(self, config: SchedulerConfig, future: Future | None = None, recipe: Recipe | None = None) -> None:

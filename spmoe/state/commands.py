@@ -1,4 +1,4 @@
-"""Commands: what the scheduler tells a driver.  Immutable; the driver carries them out in the order given."""
+"""Commands: what the scheduler has a driver do.  Immutable; the driver carries them out in the order given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events: what a driver tells the scheduler, in the order given in ``docs/contract.md``.
+"""Events: what a driver reports to the scheduler, in the order given in ``docs/contract.md``.
 
 Every event carries `time`, integer nanoseconds since the run began.  Times never decrease.  Probabilities are integers
 over 65536.  Events are immutable, compare by value and are all that the scheduler ever learns from outside, so a log of
@@ -73,7 +73,7 @@ class TokenDrafted(NamedTuple):
 
 
 class LayerReached(NamedTuple):
-    """The router of MoE layer `layer` has spoken for all tokens of the window (or of the prompt).
+    """The routing of MoE layer `layer` is known for all tokens of the window (or of the prompt).
 
     `experts` are the distinct experts in routing order (token by token, rank by rank), those of a prompt by ascending
     id; `tokens` says how many tokens go to each of them.  `gates` holds, per token, the gate's probabilities by rank

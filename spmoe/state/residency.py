@@ -1,4 +1,4 @@
-"""The slot table: which expert is in which slot, and who has to leave."""
+"""The slot table: residency and eviction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spmoe.state.commands import Load
 
 
 class VictimOrder(Protocol):
-    """Decides who leaves a pool.  Keeps its own record of the keys that may be asked for."""
+    """Chooses the victims of a pool.  Keeps its own record of the keys that may be asked for."""
 
     def touch(self, keys: Iterable[int]) -> None:
         """`keys` are needed now, in this order, or come in now."""
@@ -19,9 +19,9 @@ class VictimOrder(Protocol):
         """`key` may no longer be chosen."""
 
     def evict(self, pool: int, resident: Container[int], pinned: Collection[int], key: int, demand: bool) -> int | None:
-        """Choose who of the `resident` but not `pinned` leaves `pool` for a demand load or a prefetch of `key`.
+        """Choose the victim in `pool`, `resident` and not `pinned`, for a demand load or a prefetch of `key`.
 
-        Whoever leaves is forgotten; None where nobody should.
+        The victim is forgotten; None where nothing should be evicted.
         """
 
 
@@ -103,7 +103,7 @@ class Residency:
         return sum(key not in self.fixed for key in keys) <= slots - len(self.fixed)
 
     def claim(self, key: int, demand: bool) -> Load | None:
-        """Take a slot for `key`, which goes in flight; None where no slot is free and nobody may leave."""
+        """Take a slot for `key`, which goes in flight; None where no slot is free and nothing may be evicted."""
         if self._has_buffers and not demand:
             return self._claim_buffer(key)
         pool = self._pool_of[key]

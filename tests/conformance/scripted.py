@@ -176,12 +176,12 @@ class ScriptedModels:
         reads = Reads()
         driver.begin(request.number, popular)
         if (prefill := request.prefill) is not None:
-            prompt = PromptPass(self._cost, prefill, recipe.name, recipe.told)
+            prompt = PromptPass(self._cost, prefill, recipe.name, recipe.signals)
             touched = prefill.touched if "future" in recipe.needs else ()
             driver.prefill(ScriptedPass(prompt, prefill.prompt_tokens, prefill.prompt_tokens, self), touched)
         known = 0
         while lines := request.lines(self._gamma + 1 + self._beyond):
-            this = StepPass(self._cost, lines, self._gamma, request.position, reads, recipe.name, recipe.told, known)
+            this = StepPass(self._cost, lines, self._gamma, request.position, reads, recipe.name, recipe.signals, known)
             scripted = ScriptedRound(this, request.position, known, reads, self)
             driver.step(scripted, this.limit, known, this.reach if self._beyond else 0)
             known = this.stands
@@ -201,7 +201,7 @@ def run_scripted(
     slots = SlotBuffer(LAYOUT, config.slots)
     with Link(store, slots, config.depth) as link, HostWorker() as host:
         driver = Driver(
-            scheduler, VirtualClock(link, host, cost, scheduler.recipe.name, scheduler.recipe.told), (observe,)
+            scheduler, VirtualClock(link, host, cost, scheduler.recipe.name, scheduler.recipe.signals), (observe,)
         )
         models = ScriptedModels(driver, scheduler, cost, store, slots, host)
         for request in requests:

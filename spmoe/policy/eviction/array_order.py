@@ -10,11 +10,11 @@ import numpy as np
 from spmoe.policy.parts.fixed_point import Ints
 
 AWAY: Final = 1 << 61
-"""Of those who may not leave: others score less than half of it, in either direction."""
+"""Of those that may not be evicted: others score less than half of it, in either direction."""
 
 
 class ScoredOrder:
-    """Base of a `VictimOrder` by scores of which many change at once: it looks at all who may leave, each time."""
+    """Base of a `VictimOrder` by scores of which many change at once: it looks at all candidates, each time."""
 
     def __init__(self, pool_of: Sequence[int]) -> None:
         self._pool_of = pool_of

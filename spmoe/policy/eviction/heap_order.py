@@ -1,4 +1,4 @@
-"""Eviction by score: whoever has the lowest leaves."""
+"""Eviction by score: the lowest is the victim."""
 
 from __future__ import annotations
 

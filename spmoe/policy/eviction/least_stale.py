@@ -2,11 +2,11 @@
 
 We had the paper's abstract (it rests on "predictable expert access patterns", not on recency or frequency) and second
 hand accounts, not the definition itself.  They agree on two sets: an expert is *current* when the forward pass under
-way has used it or loaded it ahead for itself, else *stale*; and stale ones leave first.  They do not agree on the order
-within a set.  By time of last use the rule would be LRU again, for what is stale was last used before all that is
-current.  We take the order of the layers, which is what is predictable: who rests longest leaves first, that is the
-layer just passed, then those before it, then the last layer and so down to the next one.  Within a layer the least
-recently used leaves first, which again is ours.
+way has used it or loaded it ahead for itself, else *stale*; and stale ones are evicted first.  They do not agree on the
+order within a set.  By time of last use the rule would be LRU again, for what is stale was last used before all that is
+current.  We take the order of the layers, which is what is predictable: the longest unused is evicted first, that is
+the layer just passed, then those before it, then the last layer and so down to the next one.  Within a layer the least
+recently used is evicted first, which again is ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spmoe.state.residency import VictimOrder
 
 @dataclass(frozen=True, slots=True)
 class LeastStale:
-    """Experts that the current pass has not used leave first; of those, and of the others, who rests longest."""
+    """Experts that the current pass has not used are evicted first; of those, and of the others, the longest unused."""
 
     def order(self, pool_of: Sequence[int], predictor: Predictor, experts: int) -> VictimOrder:
         """A fresh record, for layers of `experts` experts."""
@@ -34,7 +34,7 @@ class LeastStaleOrder(RankedOrder):
     The needs of a layer, touched as it is reached, tell where the pass stands: when the layer is not above the last
     one, a new pass has begun (a layer that needs nothing goes unnoticed).  A prefetch is told from a need by the slot
     that it took just before from a victim.  While slots are free there is no victim, so a prefetch then passes for a
-    need; but nobody leaves yet either.  Do not combine this with a predictor whose wishes count as uses.
+    need; but nothing is evicted yet either.  Do not combine this with a predictor whose wants count as uses.
     """
 
     def __init__(self, pool_of: Sequence[int], experts: int) -> None:

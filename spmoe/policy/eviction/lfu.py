@@ -13,7 +13,7 @@ from spmoe.state.residency import VictimOrder
 
 @dataclass(frozen=True, slots=True)
 class Lfu:
-    """The least frequently used expert leaves; ties go by lowest expert id, then lowest layer.
+    """The least frequently used expert is evicted; ties go by lowest expert id, then lowest layer.
 
     The count survives eviction and is never reset: in the released code only an example script resets it, after the
     prompt.  That code keeps one cache for all layers.

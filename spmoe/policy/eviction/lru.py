@@ -1,4 +1,4 @@
-"""Who leaves when a load needs a slot and none is free."""
+"""Eviction by recency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spmoe.state.residency import VictimOrder
 
 @dataclass(frozen=True, slots=True)
 class Lru:
-    """The least recently used expert of the pool leaves."""
+    """The least recently used expert of the pool is evicted."""
 
     def order(self, pool_of: Sequence[int], predictor: Predictor, experts: int) -> VictimOrder:
         """A fresh record of recency, for keys whose pools are given, of a model with `experts` experts per layer."""

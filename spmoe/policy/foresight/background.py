@@ -1,8 +1,8 @@
 """Loads in the background, for where the CPU computes what is missing.
 
-There a load on the link delays nobody much: who is missing meanwhile goes to the CPU.  A link that worked on demand
+There a load on the link delays little: what is missing meanwhile goes to the CPU.  A link that worked on demand
 only would idle, and the cache stay as it is.  So whenever the link is free it fetches the absent expert whose next use
-is expected first, if that is before that of the resident who has to leave.
+is expected first, if that is before that of the victim.
 
 An expert of a layer ahead is of use in this pass only if it is there in time: so the layers that will be reached
 earlier, at the pace of those before, are left out.  Half a layer's time late is early enough, for a layer is not over
@@ -26,7 +26,7 @@ _MEMORY: Final = 4
 
 
 class BackgroundLoads(IdleLink):
-    """Next uses, and what of them should be fetched while nobody waits for the link."""
+    """Next uses, and what of them should be fetched while the link is idle."""
 
     def __init__(self, shape: Shape, pace: Pace) -> None:
         super().__init__(shape)
@@ -53,7 +53,7 @@ class BackgroundLoads(IdleLink):
         super().layer_reached(event)
 
     def _best(self, time: int) -> int | None:
-        """Who is needed soonest; in this pass only if it is there in time."""
+        """The expert needed soonest; in this pass only if it is there in time."""
         soonness = self.soonness
         candidates = self._absent.copy()
         candidates[self._next_layer * self._experts : self._in_time(time) * self._experts] = False

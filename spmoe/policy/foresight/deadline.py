@@ -7,9 +7,9 @@ worth the link's time where
 
     p * layer > (1 - p) * load
 
-Whoever leaves for it has to be expected later.  Some links are so fast that all of a layer comes while the one before
-computes.  Then whoever leaves can be back before its layer is reached, if only that is reached later than that of
-whoever comes.
+The victim's next use has to be expected later.  Some links are so fast that all of a layer comes while the one before
+computes.  Then the victim can be back before its layer is reached, if only that is reached later than that of
+the expert loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ForesightAhead(Foresight):
 
     def build(self, scope: Scope, future: Future | None) -> Predictor:
         """A predictor fed by `DraftPredicted` and `LayerReached`."""
-        # A link that nobody waits for has other work to do.
+        # A link that no load is awaited from has other work to do.
         kind = BackgroundLoads if scope.pace.host_ns else WorthwhileLoads
         predictor = kind(scope.shape, scope.pace)
         predictor.predicted_layers, predictor.predicted_group = scope.layers, self.group
@@ -52,7 +52,7 @@ class WorthwhileLoads(IdleLink):
         """Whether the loads of a whole layer are over before the next one asks for the link."""
 
     def worth(self, key: int, victim: int) -> bool:
-        """As the base says; where whole layers come in time only who is reached first counts, and in a layer who is
+        """As the base; where whole layers come in time only which is reached first counts, and in a layer which is
         likelier."""
         if not self._streams:
             return super().worth(key, victim)
@@ -65,8 +65,8 @@ class WorthwhileLoads(IdleLink):
 
     def _best(self, time: int) -> int | None:
         """Of the earliest layer that has any, the likeliest."""
-        if self._heard:
-            self._heed()
+        if self._has_news:
+            self._update()
         first = self._next_layer * self._experts
         needed = self._needed[first:]
         worth = (needed > self._enough) & self._absent[first:]

@@ -1,4 +1,4 @@
-"""What the draft has said of a pass to come: layer by layer, token by token."""
+"""The draft's forecasts for a pass to come, layer by layer, token by token."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from spmoe.state.keys import Shape
 _SIGN = np.array(63)
 
 
-class Said:
-    """Per layer the experts that forecasts name, and how many tokens have spoken of it.
+class DraftEvidence:
+    """Per layer the experts that forecasts name, and how many tokens have forecasts for it.
 
-    It is heard one expert at a time and asked about many at once: so its numbers lie in arrays of plain integers, which
+    It is written one expert at a time and read many at once: so its numbers lie in arrays of plain integers, which
     numpy sees as its own.
     """
 
@@ -38,11 +38,11 @@ class Said:
         return self._tokens[layer] > 0
 
     def layers(self) -> list[slice]:
-        """Those of which it tells, in runs."""
+        """Those that it has forecasts for, in runs."""
         return runs([layer for layer, tokens in enumerate(self._tokens) if tokens])
 
-    def hear(self, layer: int, forecasts: Sequence[Forecast], stands: int = ONE) -> None:
-        """A token, which stands with that probability (/`ONE`), has spoken of `layer` and those after it."""
+    def record(self, layer: int, forecasts: Sequence[Forecast], stands: int = ONE) -> None:
+        """Add the forecasts of a token, accepted with that probability (/`ONE`), for `layer` and those after it."""
         sure, tokens, news = self._sure, self._tokens, self._news
         for at, forecast in enumerate(forecasts, layer):
             named, first = self._named[at], at * self._experts
@@ -53,7 +53,7 @@ class Said:
             news.add(at)
 
     def news(self, until: int) -> list[slice]:
-        """Those of the layers before `until` that were spoken of since this was last asked for, in runs."""
+        """Those of the layers before `until` with new forecasts since this was last asked for, in runs."""
         news = runs(sorted([layer for layer in self._news if layer < until]))
         self._news.clear()
         return news
@@ -63,20 +63,20 @@ class Said:
         return self._named[layer]
 
     def needed(self, layers: slice, rates: Ints, trust: Trust, tokens: int) -> Ints:
-        """How likely (/`ONE`) each expert of some layers is needed, [layers, experts], by the draft's word and the
-        experts' `rates`.
+        """How likely (/`ONE`) each expert of some layers is needed, [layers, experts], by the draft's forecasts and
+        the experts' `rates`.
 
-        As long as not all of `tokens` have spoken, what they may still name comes by its rate.
+        As long as some of `tokens` have no forecasts yet, what they may still name comes by its rate.
         """
         sure = self._all_sure[layers]
         chance = trust.named(sure)
         # One number per expert, not per layer: numpy reckons several times faster with arrays of one shape.
-        spoken = self._all_tokens[layers].repeat(self._experts).reshape(sure.shape)
-        silent = _silence(max(tokens, 1)).take(spoken, mode="clip")
+        known = self._all_tokens[layers].repeat(self._experts).reshape(sure.shape)
+        without = _share_without(max(tokens, 1)).take(known, mode="clip")
         rest = np.array(trust.unnamed())
-        unnamed = rest + ((WHOLE - rest) * silent >> SHIFT)
-        unsaid = silent + ((unnamed - silent) & (sure >> _SIGN))
-        needed: Ints = chance + ((WHOLE - chance) * (rates * unsaid >> SHIFT) >> SHIFT)
+        unnamed = rest + ((WHOLE - rest) * without >> SHIFT)
+        by_rate = without + ((unnamed - without) & (sure >> _SIGN))
+        needed: Ints = chance + ((WHOLE - chance) * (rates * by_rate >> SHIFT) >> SHIFT)
         return needed
 
     def forget(self, layer: int) -> None:
@@ -87,7 +87,7 @@ class Said:
         self._news.discard(layer)
 
     def clear(self) -> None:
-        """Nothing was said."""
+        """Forget all forecasts."""
         self._named = [{} for _ in self._named]
         self._all_sure.fill(-1)
         self._all_tokens.fill(0)
@@ -95,9 +95,9 @@ class Said:
 
 
 @cache
-def _silence(tokens: int) -> Ints:
-    """Which share (/`ONE`) of `tokens` has not spoken, by how many have."""
-    return np.array([ONE - ONE * spoken // tokens for spoken in range(tokens + 1)])
+def _share_without(tokens: int) -> Ints:
+    """Which share (/`ONE`) of `tokens` has no forecasts, by how many have."""
+    return np.array([ONE - ONE * known // tokens for known in range(tokens + 1)])
 
 
 def runs(layers: Sequence[int]) -> list[slice]:

@@ -1,4 +1,4 @@
-"""Step-aware eviction: who is needed again latest, by all that is known of this step and those to come, leaves first.
+"""Step-aware eviction: the victim is needed again latest, by all that is known of this step and those to come.
 
 A pass comes to every layer once, in order.  So when an expert can be needed next is known up to the pass: in this one
 where its layer is ahead, in the next where it has passed.  Whether it is needed there is a matter of probability: what
@@ -7,7 +7,7 @@ need an expert, q for each pass after it and all layers equally long, its next u
 
     layers * (1 - p) / q
 
-layers behind the first visit.  The expert of which that is latest leaves.
+layers behind the first visit.  The expert of which that is latest is evicted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spmoe.policy.eviction.array_order import ScoredOrder
-from spmoe.policy.foresight.draft_evidence import Said
+from spmoe.policy.foresight.draft_evidence import DraftEvidence
 from spmoe.policy.foresight.use_rates import Trust, UseRates
 from spmoe.policy.parts.eviction import ByPredictor
 from spmoe.policy.parts.fixed_point import ONE, SHIFT, WHOLE, Ints
@@ -82,12 +82,12 @@ class NextUses(Predictor):
         """Tokens of a step."""
         self._prompt = 0
         """Tokens of the prompt that is read; 0 in a step."""
-        self._said = Said(shape)
-        """What the draft says of the layers ahead in this pass."""
-        self._past = Said(shape)
-        """What it says of the next pass, where it has gone past the window."""
-        self._words: list[list[Forecast]] = []
-        """What the draft has said of all layers, as far as it has come, by tokens from the window's first one on."""
+        self._evidence = DraftEvidence(shape)
+        """The draft's forecasts for the layers ahead in this pass."""
+        self._past = DraftEvidence(shape)
+        """Those for the next pass, where it has gone past the window."""
+        self._forecasts: list[list[Forecast]] = []
+        """The draft's forecasts for all layers, as far as it has come, by tokens from the window's first one on."""
         self._chances: list[int] = []
         """The chances (/`ONE`) that the tokens it proposed stand, each where those before it do."""
         self._drafted: int | None = None
@@ -98,7 +98,7 @@ class NextUses(Predictor):
         """How likely it goes on with those behind that, so many, where it does with the first."""
         self._reached = -1
         """The layer reached last in this pass."""
-        self._heard = False
+        self._has_news = False
         """Whether forecasts came in that `soonness` does not reflect yet."""
         self._absent: NDArray[np.bool_] = np.ones(layers * experts, np.bool_)
         """Which keys are neither on the GPU nor on their way; an order's own, once there is one."""
@@ -118,12 +118,12 @@ class NextUses(Predictor):
     @property
     def soonness(self) -> Ints:
         """Per key, minus the visit (/`ONE`) at which its next use is expected; not to be changed."""
-        if self._heard:
-            self._heed()
+        if self._has_news:
+            self._update()
         return self._soonness
 
     def watch(self, order: ExpectedOrder) -> None:
-        """`order` knows who is there."""
+        """`order` knows which experts are resident."""
         self._absent = order.absent
 
     def worth(self, key: int, victim: int) -> bool:
@@ -132,7 +132,7 @@ class NextUses(Predictor):
         return soonness.item(victim) < soonness.item(key)
 
     def request_begun(self, event: RequestBegun) -> None:
-        self._words, self._chances = [], []
+        self._forecasts, self._chances = [], []
 
     def prefill_begun(self, event: PrefillBegun) -> None:
         self._begin(event.tokens)
@@ -141,18 +141,18 @@ class NextUses(Predictor):
         self._begin(0)
         self._window = gamma + 1
         self._drafted = None
-        self._listen()
+        self._record_all()
 
     def draft_predicted(self, event: DraftPredicted) -> None:
-        while event.token >= len(self._words):  # Of some tokens it may not have been asked.
-            self._words.append([])
-        word = self._words[event.token]
+        while event.token >= len(self._forecasts):  # Of some tokens it may not have been asked.
+            self._forecasts.append([])
+        word = self._forecasts[event.token]
         layer, news = len(word), event.forecasts
         if layer > event.layer:
-            news = news[layer - event.layer :]  # The rest it has said before, past the window before.
+            news = news[layer - event.layer :]  # The rest is known from before, past the previous window.
         if news:
             word += news
-            self._hear(event.token, layer, news)
+            self._record(event.token, layer, news)
 
     def token_drafted(self, event: TokenDrafted, chance: int) -> None:
         self._chances.append(chance)
@@ -167,40 +167,40 @@ class NextUses(Predictor):
         self._drafted, self._window = drafted, drafted + 1
         self._leads = reduce(_both, self._chances[: self._window], ONE)
         self._stands = list(accumulate(self._chances[self._window :], _both, initial=ONE))
-        if len(self._words) > self._window:
-            self._said.clear()
-            self._listen()
+        if len(self._forecasts) > self._window:
+            self._evidence.clear()
+            self._record_all()
 
     def step_ended(self, known: int) -> None:
         for layers in self._past.layers():
             self._expect(layers, self._next_visits)
         self._past.clear()
-        kept = self._window if known else len(self._words)
-        del self._words[:kept], self._chances[:kept]
+        kept = self._window if known else len(self._forecasts)
+        del self._forecasts[:kept], self._chances[:kept]
 
-    def _listen(self) -> None:
-        """Take in again all that the draft has said."""
-        for token, word in enumerate(self._words):
-            self._hear(token, 0, word)
+    def _record_all(self) -> None:
+        """Record all of the draft's forecasts again."""
+        for token, forecasts in enumerate(self._forecasts):
+            self._record(token, 0, forecasts)
 
-    def _hear(self, token: int, layer: int, forecasts: Sequence[Forecast]) -> None:
-        """A token has spoken of `layer` and those after it."""
-        self._heard = True
+    def _record(self, token: int, layer: int, forecasts: Sequence[Forecast]) -> None:
+        """Record a token's forecasts for `layer` and those after it."""
+        self._has_news = True
         if self._drafted is None or token <= self._drafted:
             ahead = self._reached + 1
             if ahead > layer:  # Of layers that have passed the truth is known.
                 layer, forecasts = ahead, forecasts[ahead - layer :]
-            self._said.hear(layer, forecasts)
+            self._evidence.record(layer, forecasts)
             return
-        self._past.hear(layer, forecasts, self._stands[token - self._window])
+        self._past.record(layer, forecasts, self._stands[token - self._window])
 
     def layer_reached(self, event: LayerReached) -> None:
         layer = self._reached = event.layer
-        if self._heard:
-            self._heed()
-        if layer in self._said:
-            self._judge(layer, event.experts)
-            self._said.forget(layer)
+        if self._has_news:
+            self._update()
+        if layer in self._evidence:
+            self._compare(layer, event.experts)
+            self._evidence.forget(layer)
         if self._prompt:
             self._rates.learn_prompt(layer, event.experts, event.tokens, self._prompt, self._window)
         else:
@@ -215,7 +215,7 @@ class NextUses(Predictor):
         self._visits, self._next_visits = self._next_visits, self._next_visits - self._lap
         self._prompt = prompt
         self._reached = -1
-        self._said.clear()
+        self._evidence.clear()
 
     def _expect(self, layers: slice, visits: Ints, needed: Ints | None = None) -> None:
         """The experts of some layers may be needed at these visits next, with these probabilities; without any, by
@@ -226,26 +226,26 @@ class NextUses(Predictor):
         np.subtract(visits[layers], self._lap * (WHOLE - needed) // rates, out=self._soonness_of[layers])
         self._needed_of[layers] = needed
 
-    def _heed(self) -> None:
-        """Take in what the draft has said."""
-        self._heard = False
-        for ahead in self._said.news(self._layers):
-            needed = self._said.needed(ahead, self._rates.of(ahead), self._trust, self._window - 1)
+    def _update(self) -> None:
+        """Reckon with what the draft has forecast since."""
+        self._has_news = False
+        for ahead in self._evidence.news(self._layers):
+            needed = self._evidence.needed(ahead, self._rates.of(ahead), self._trust, self._window - 1)
             self._expect(ahead, self._visits, needed)
         for passed in self._past.news(self._reached + 1):
             self._expect_past(passed)
 
     def _expect_past(self, layers: slice) -> None:
-        """The draft has spoken of layers in the next pass; whether that stands is another question."""
+        """The draft has forecasts for layers of the next pass, which hold only if the window is accepted."""
         rates = self._rates.of(layers)
         needed = self._past.needed(layers, rates, self._trust, self._window - 1)
         self._expect(layers, self._next_visits, rates + ((needed - rates) * np.array(self._leads) >> SHIFT))
 
-    def _judge(self, layer: int, experts: Sequence[int]) -> None:
-        """Compare what the draft said of a layer with the truth."""
+    def _compare(self, layer: int, experts: Sequence[int]) -> None:
+        """Compare the draft's forecasts for a layer with its routing."""
         rates = self._rates.of(slice(layer, layer + 1))[0].tolist()
         expected, surprises = sum(rates), len(experts)
-        for expert, sure in self._said.named(layer).items():
+        for expert, sure in self._evidence.named(layer).items():
             needed = expert in experts
             self._trust.learn(sure, needed)
             expected -= rates[expert]
@@ -260,7 +260,7 @@ def _both(one: int, other: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LatestExpected(ByPredictor[NextUses]):
-    """The expert whose next use is expected latest leaves."""
+    """The expert whose next use is expected latest is evicted."""
 
     predictor: ClassVar[type[Predictor]] = NextUses
 

@@ -25,7 +25,7 @@ _BINS_SHIFT = 12
 _SHIFT = np.array(_BINS_SHIFT)
 _BINS = ONE >> _BINS_SHIFT
 _PRIOR = 4
-"""Passes that a bin is worth before anything was seen: until then a forecast means what it says."""
+"""Passes that a bin is worth before anything was seen: until then a forecast's probability is taken as it is."""
 
 
 class UseRates:
@@ -75,7 +75,7 @@ class Trust:
     """How often experts were needed that the draft named, by how sure it was, and those that it did not name.
 
     The draft's probabilities rank well and are too small (see `spmoe.trace.calibration`), and a draft may be worse than
-    it says: so they are not taken at their word.
+    it says: so they are corrected by experience.
     """
 
     def __init__(self) -> None:

@@ -48,7 +48,7 @@ class Clairvoyant(PredictorPart):
 
 
 class FuturePredictor(WantedSet, VictimOrder):
-    """Next uses of all keys, as far as the trace tells."""
+    """Next uses of all keys, as far as the trace goes."""
 
     def __init__(self, scope: Scope, future: Future) -> None:
         super().__init__(scope.experts)
@@ -67,7 +67,7 @@ class FuturePredictor(WantedSet, VictimOrder):
         self._here: set[int] = set()
         """Keys that are resident, in flight, or wanted."""
         self._leaving: list[tuple[int, int]] = []
-        """A heap of (-next use, key): who is needed farthest away.  May hold outdated entries."""
+        """A heap of (-next use, key): the expert needed farthest away first.  May hold outdated entries."""
         self._stuck = False
         """No prefetch finds a slot before another layer has computed."""
 
@@ -183,10 +183,10 @@ class FuturePredictor(WantedSet, VictimOrder):
 
 @dataclass(frozen=True, slots=True)
 class Farthest(ByPredictor[FuturePredictor]):
-    """Belady's rule: who is needed farthest away leaves; a prefetch only displaces what is needed later than itself."""
+    """Belady's rule: evict what is needed farthest away; a prefetch only displaces what is needed later than itself."""
 
     predictor: ClassVar[type[Predictor]] = FuturePredictor
 
     def _order(self, pool_of: Sequence[int], predictor: FuturePredictor) -> VictimOrder:
-        """The predictor itself: it knows who is needed when."""
+        """The predictor itself: it knows all next uses."""
         return predictor

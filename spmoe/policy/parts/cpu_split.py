@@ -34,7 +34,7 @@ class Late(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Who goes to the CPU, and when GPU and CPU are through (ns from now; 0 with nothing to do)."""
+    """Which experts the CPU computes, and when GPU and CPU are through (ns from now; 0 with nothing to do)."""
 
     host: tuple[int, ...]
     gpu_ns: int

@@ -1,4 +1,4 @@
-"""Which resident leaves a pool when a load needs a slot and none is free."""
+"""Which resident of a pool is evicted when a load needs a slot and none is free."""
 
 from __future__ import annotations
 

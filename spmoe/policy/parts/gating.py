@@ -21,7 +21,7 @@ class SensitivityGate:
     """Drops the last expert of a token where its weight is below the layer's threshold.
 
     `first` and `last` are the thresholds (/65536) of the first and last layer, by default those of Mixtral-8x7B at
-    T = 0.005.  The system gates only steps that verify a single token; who calls must see to that.
+    T = 0.005.  The system gates only steps that verify a single token; callers must see to that.
     """
 
     first: int = 675

@@ -32,7 +32,7 @@ class Needs(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """The keys that the CPU computes, and how long it takes (ns from now; 0 where nobody reckons)."""
+    """The keys that the CPU computes, and how long it takes (ns from now; 0 where it is not known)."""
 
     keys: Container[int]
     cpu_ns: int = 0

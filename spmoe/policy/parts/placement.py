@@ -1,4 +1,4 @@
-"""Whose slots they are, and who is there at the start."""
+"""Which experts share which slots, and which are resident at the start."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ class Cache(Protocol):
 
 
 class Predictor:
-    """Hears what happens and owns what it wants; the scheduler asks when the link has room.  This base wants nothing.
+    """Observes events and owns what it wants to load; the scheduler asks when the link has room.  This base
+    wants nothing.
 
     The methods up to `step_ended` report events, in the order of ``docs/contract.md``.
     """

@@ -12,7 +12,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """Who overlaps with whom, and who pays for what.
+    """What overlaps, and what costs extra time.
 
     `overlap`: copies run beside compute; without it both take turns on one stream, in order of issue.  `host_overlap`:
     the CPU computes beside the GPU; without it the CPU begins when the GPU is through with the layer's experts.

@@ -57,8 +57,8 @@ class FixedGamma:
 class RunAhead(FixedGamma):
     """As `FixedGamma`; and while the verifier waits for the link, the draft goes on past the window.
 
-    It reads the window's last token, and then those of the next window, the last included.  What it says of them tells
-    who should stay; when the window stands, and the target's token is the one that the draft went on with, they are
+    It reads the window's last token, and then those of the next window, the last included.  Its forecasts for them
+    guide eviction; when the window stands, and the target's token is the one that the draft went on with, they are
     the next window's.  Otherwise they are dropped.  The draft goes on by `piece` layers at a time, which are over
     before anything arrives.
     """

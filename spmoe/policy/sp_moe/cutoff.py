@@ -5,7 +5,7 @@ layer expects p = E (1 - (1 - n/E)^gamma) (1 - s) prefetches per step: of E expe
 draft tokens with probability (1 - n/E)^gamma, and s of those chosen are already there.  The cutoff is the largest
 number c of leading layers such that
 
-- space: c p <= slots, whoever is in them now;
+- space: c p <= slots, whatever is in them now;
 - time: for every k <= c, k p loads back to back from the step's start take no longer than gamma draft tokens and
   k - 1 layers, after which layer k - 1 (counted from 0) is reached when nothing stalls.
 

@@ -1,6 +1,6 @@
 """FineMoE: an iteration's experts by the gate probabilities of the most similar iteration before (arXiv 2502.05370v2).
 
-An *expert map* is what the gates said in one iteration, a prompt or a step: layers x experts.  The probabilities of a
+An *expert map* is the gates' probabilities in one iteration (prompt or step): layers x experts.  The probabilities of a
 window's tokens are added up and scaled to 1 (the paper has one token, or one map per request of a batch; the code, one
 per token).  Where the trace holds the weights of the chosen experts only, those stand in for the gate's.  Traces hold
 no token embeddings: a map's first row stands in for them, so that the search by embedding, which the system runs before
@@ -180,10 +180,10 @@ class MapPredictor(WantedSet):
 
 @dataclass(frozen=True, slots=True)
 class MapAware(ByPredictor[MapPredictor]):
-    """Who leaves is the expert with the lowest p * visits, of equals the one with the lowest key.
+    """The victim is the expert with the lowest p * visits, of equals the one with the lowest key.
 
     p is its probability in the map searched last that covers its layer, and visits counts its load and its uses since.
-    Both are zero once it has left.  The paper evicts by the highest 1 / (p * visits) (section 4.5); as no gate says
+    Both are zero once it is evicted.  The paper evicts by the highest 1 / (p * visits) (section 4.5); as no gate says
     exactly 0, such a p counts as 2^-32 (ours), so that visits decide.  With `truncated`, the product is cut to an
     integer, as in the code (commit 5c58468), where most are then 0 and their order is not specified.  What is wished
     for stays until its layer is reached or it is no longer wished for: a prefetch never displaces it, a demand load

@@ -122,7 +122,7 @@ class ActivationPredictor(WantedSet):
 
 @dataclass(frozen=True, slots=True)
 class ActivationAware(ByPredictor[ActivationPredictor]):
-    """Who leaves is the expert with the lowest (count + e) / (tokens of its layer) * (1 - layer / layers).
+    """The victim is the expert with the lowest (count + e) / (tokens of its layer) * (1 - layer / layers).
 
     Algorithm 1 of the paper, with the counts of the matched request; e, which the paper leaves open, is 2^-32 of the
     tokens, so that experts never used leave from the last layer on.  The layer nearest the input is kept longest: it

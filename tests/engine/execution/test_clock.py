@@ -18,7 +18,7 @@ from engine.execution.virtual_clock import VirtualClock  # noqa: E402
 from engine.memory.link import Completion  # noqa: E402
 from spmoe.machine.cost import CostModel  # noqa: E402
 from spmoe.machine.hardware import load_hardware  # noqa: E402
-from spmoe.policy.recipe import Told  # noqa: E402
+from spmoe.policy.recipe import RouterSignals  # noqa: E402
 from spmoe.state.commands import Load, Purpose, Submit  # noqa: E402
 from spmoe.state.events import BatchArrived, BatchFailed, HostComputed  # noqa: E402
 from tests.conformance.cases import named_cases  # noqa: E402
@@ -80,7 +80,7 @@ def costs(latency: int = 10, bandwidth: int = 10**9) -> CostModel:
 
 
 def virtual(link: Link | None = None, results: int = 0) -> VirtualClock:
-    return VirtualClock(link or Link(), Host(results), costs(), "on-demand.lru", Told())  # type: ignore[arg-type]
+    return VirtualClock(link or Link(), Host(results), costs(), "on-demand.lru", RouterSignals())  # type: ignore[arg-type]
 
 
 def events(notices: Iterator[Notice]) -> list[object]:
@@ -108,7 +108,7 @@ def test_what_is_due_while_something_takes_its_time_is_told_up_to_its_very_end()
     # One batch ends just with attention, the other one a load later.
     exact = replace(cost.hardware.link, bandwidth=10**18, latency_ns=attention - 1, copy_ns=0)
     cost = CostModel(cost.geometry, replace(cost.hardware, link=exact), cost.bits, cost.draft)
-    clock = VirtualClock(Link(), Host(), cost, "on-demand.lru", Told())  # type: ignore[arg-type]
+    clock = VirtualClock(Link(), Host(), cost, "on-demand.lru", RouterSignals())  # type: ignore[arg-type]
     clock.submit(submit(0))
     clock.submit(submit(1))
     assert events(clock.attended(0, 3, 20)) == [BatchArrived(attention, 0, attention - 1, attention)]
@@ -118,7 +118,7 @@ def test_what_is_due_while_something_takes_its_time_is_told_up_to_its_very_end()
 
 def test_what_is_submitted_in_answer_may_arrive_before_the_end() -> None:
     cost = costs(latency=0, bandwidth=10**15)
-    clock = VirtualClock(Link(), Host(), cost, "on-demand.lru", Told())  # type: ignore[arg-type]
+    clock = VirtualClock(Link(), Host(), cost, "on-demand.lru", RouterSignals())  # type: ignore[arg-type]
     clock.submit(submit(0))
     told = []
     for notice in clock.attended(0, 1, 1):
@@ -136,7 +136,7 @@ def test_at_equal_times_arrivals_come_before_the_cpus_results() -> None:
     (_, ended), *_ = [(0, cost.host_expert_ns(1))]
     even = replace(cost.hardware.link, bandwidth=10**18, latency_ns=0, copy_ns=0)
     cost = CostModel(cost.geometry, replace(cost.hardware, link=even), cost.bits, cost.draft)
-    clock = VirtualClock(Link(), Host(1, 2, 5), cost, "on-demand.lru", Told())  # type: ignore[arg-type]
+    clock = VirtualClock(Link(), Host(1, 2, 5), cost, "on-demand.lru", RouterSignals())  # type: ignore[arg-type]
     clock.hand_over(2, (5,), (1,))
     assert events(clock._pass(ended - 1)) == []
     clock.submit(submit(0))
@@ -154,7 +154,7 @@ def test_what_was_not_due_is_no_arrival() -> None:
     link.wait()
     with pytest.raises(RuntimeError, match="batch 1 arrived, and not what was due"):
         next(iter(clock.wait()))
-    clock = VirtualClock(Link(), Host(1, 2, 4), costs(), "on-demand.lru", Told())  # type: ignore[arg-type]
+    clock = VirtualClock(Link(), Host(1, 2, 4), costs(), "on-demand.lru", RouterSignals())  # type: ignore[arg-type]
     clock.hand_over(2, (5,), (1,))
     with pytest.raises(RuntimeError, match=r"the CPU computed .*expert=4.* and not what was due"):
         next(iter(clock.wait()))

@@ -1,4 +1,4 @@
-"""What the draft has said, and what follows from it."""
+"""The draft's forecasts, and what follows from it."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spmoe.policy.foresight.draft_evidence import Said, runs
+from spmoe.policy.foresight.draft_evidence import DraftEvidence, runs
 from spmoe.policy.foresight.use_rates import Trust
 from spmoe.policy.parts.fixed_point import ONE
 from spmoe.state.keys import Shape
 
 
 def test_what_tokens_say_is_combined() -> None:
-    said = Said(Shape(3, 4, 2))
-    said.hear(1, [((2, ONE // 2),), ((0, ONE // 4), (3, 0))])
-    said.hear(1, [((2, ONE // 2),)], ONE // 2)
-    assert said.named(0) == {}
-    assert said.named(1) == {2: ONE * 5 // 8}
-    assert said.named(2) == {0: ONE // 4, 3: 0}
-    assert 0 not in said and 1 in said and 2 in said
-    assert said.layers() == said.news(3) == [slice(1, 3)]
-    assert said.news(3) == []
-    said.forget(2)
-    assert 2 not in said and said.named(2) == {}
-    said.clear()
-    assert said.layers() == []
+    evidence = DraftEvidence(Shape(3, 4, 2))
+    evidence.record(1, [((2, ONE // 2),), ((0, ONE // 4), (3, 0))])
+    evidence.record(1, [((2, ONE // 2),)], ONE // 2)
+    assert evidence.named(0) == {}
+    assert evidence.named(1) == {2: ONE * 5 // 8}
+    assert evidence.named(2) == {0: ONE // 4, 3: 0}
+    assert 0 not in evidence and 1 in evidence and 2 in evidence
+    assert evidence.layers() == evidence.news(3) == [slice(1, 3)]
+    assert evidence.news(3) == []
+    evidence.forget(2)
+    assert 2 not in evidence and evidence.named(2) == {}
+    evidence.clear()
+    assert evidence.layers() == []
 
 
 def test_several_layers_are_reckoned_with_as_one() -> None:
-    said, trust = Said(Shape(3, 4, 2)), Trust()
-    said.hear(1, [((2, ONE // 2),), ((0, ONE), (3, 0))])
-    said.hear(1, [((1, ONE // 3),)])
+    evidence, trust = DraftEvidence(Shape(3, 4, 2)), Trust()
+    evidence.record(1, [((2, ONE // 2),), ((0, ONE), (3, 0))])
+    evidence.record(1, [((1, ONE // 3),)])
     trust.learn(ONE // 2, True)
     rates = np.arange(1, 9).reshape(2, 4) * 5000
-    both = said.needed(slice(1, 3), rates, trust, 2).tolist()
+    both = evidence.needed(slice(1, 3), rates, trust, 2).tolist()
     assert both == [
-        said.needed(slice(layer, layer + 1), rates[layer - 1 : layer], trust, 2)[0].tolist() for layer in (1, 2)
+        evidence.needed(slice(layer, layer + 1), rates[layer - 1 : layer], trust, 2)[0].tolist() for layer in (1, 2)
     ]
     # Both tokens have spoken of layer 1: it names 2 and 1, and of the others half as many are needed as usual.
     assert [both[0][0], both[0][3]] == [2500, 10000]
