@@ -116,7 +116,8 @@ class Engine(Closing):
         """What follows `prompt`, round by round.  Time that passes between two pieces counts as decoding.
 
         Ends after `max_new_tokens` tokens or, unless `ignore_eos`, with the model's end-of-sequence token.
-        `temperature` 0 is greedy; else tokens are drawn, with `seed` (None: any) the same ones again.
+        `temperature` 0 is greedy; else tokens are drawn, with `seed` (None: any) the same ones again, unless the policy
+        chooses draft lengths by measured time.
 
         Raises InputError for a prompt or numbers out of range, `TransferFailed` where a copy failed twice, and
         RuntimeError where the engine is closed, busy with another request or broken by an earlier error.

@@ -68,9 +68,12 @@ def test_torchs_modes_are_the_callers_between_rounds(engine: Engine) -> None:
         assert not torch.is_inference_mode_enabled()
 
 
-def test_sampling_repeats_with_a_seed(engine: Engine) -> None:
-    drawn = [engine.generate(PROMPT, 24, temperature=1.0, seed=seed).tokens for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
+@pytest.mark.parametrize("options", [{"policy": "spmoe.per-layer"}, {"virtual_time": "rtx-4090"}])
+def test_sampling_repeats_with_a_seed(pair: tuple[Path, Path], options: dict[str, str]) -> None:
+    with Engine.from_pretrained(*pair, cache=0.5, **options) as engine:
+        drawn = [engine.generate(PROMPT, 24, temperature=1.0, seed=seed).tokens for seed in (1, 2)]
+    with Engine.from_pretrained(*pair, cache=0.5, **options) as engine:
+        assert engine.generate(PROMPT, 24, temperature=1.0, seed=1).tokens == drawn[0] != drawn[1]
 
 
 def test_weights_can_be_checked(engine: Engine) -> None:
