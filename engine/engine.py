@@ -7,8 +7,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import torch
-
 from engine.checkpoints.loader import load_experts, load_rest
 from engine.checkpoints.model_pair import check_folders, load_draft
 from engine.decoding.decoder import Decoder
@@ -19,6 +17,7 @@ from engine.decoding.sampler import Sampler
 from engine.decoding.session import Session, Weights
 from engine.memory.closing import Closing
 from engine.memory.host_store import HostStore
+from engine.memory.integrity import check_weights
 from engine.memory.slot_buffer import SlotBuffer
 from engine.options import Options
 from engine.plan import Plan, make_plan
@@ -164,11 +163,7 @@ class Engine(Closing):
         For tests and for whoever doubts their memory: it reads all of it.  Raises RuntimeError, naming the expert.
         """
         self._require_open()
-        for key in range(self._store.keys):
-            self._store.check(key)
-        for key, slot in self._driver.resident().items():
-            if not torch.equal(self._slots.rows(slot, 1)[0].cpu(), self._store.blob(key)):
-                raise RuntimeError(f"expert {key} in slot {slot} is not what host memory holds")
+        check_weights(self._store, self._slots, self._driver.resident())
 
     def close(self) -> None:
         """Stops the threads and gives the memory back.  Idempotent."""
@@ -214,8 +209,7 @@ class Engine(Closing):
             )
         )
         self._driver = self._session.driver
-        known = plan.foreknowledge
-        self._decoder = Decoder(self._session, known.popular, known.touched, self.recorder)
+        self._decoder = Decoder(self._session, plan.foreknowledge.popular, plan.foreknowledge.touched, self.recorder)
         self._requests = 0
 
     def _stream(self, prompt: list[int], budget: int, ends: frozenset[int], sampler: Sampler) -> Iterator[Piece]:

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import Final, NamedTuple
+from typing import Final
 
 from spmoe.errors import InputError
-from spmoe.machine.bits import quarter_bits
+from spmoe.machine.cost_items import CostItem, draft_item
 from spmoe.machine.geometry import DraftModel, Geometry
 from spmoe.machine.hardware import Hardware
 from spmoe.machine.roofline import Roofline
@@ -18,14 +17,6 @@ from spmoe.machine.units import ceil_ns, format_ms
 
 # Experts' times are tabulated for fewer tokens than this: more than any window, so that only a prefill goes past it.
 _TABLE: Final = 256
-
-
-class CostItem(NamedTuple):
-    """One duration and the arithmetic behind it, in words and numbers."""
-
-    name: str
-    ns: int
-    formula: str
 
 
 class CostModel:
@@ -76,7 +67,7 @@ class CostModel:
         self._expert_table = (0, *map(self._resident_expert_ns, range(1, _TABLE)))
         self._host_table = (0, *map(self._host_expert_ns, range(1, _TABLE))) if hardware.cpu else ()
         self._load_ns = self.batch_ns(1, geometry.expert_bytes(bits))
-        self._draft_token = self._draft_item(draft).ns if draft else 0
+        self._draft_token = draft_item(draft, hardware, bits).ns if draft else 0
         self._draft_until = tuple(self._draft_token * k // layers for k in range(layers + 1))
 
     def attention_ns(self, tokens: int, context: int) -> int:
@@ -214,7 +205,7 @@ class CostModel:
                 formula = f"{self.hardware.cpu.name}: {self._host_expert().formula(count)}"
                 items.append(CostItem(f"expert on the CPU, tokens = {count}", self.host_expert_ns(count), formula))
         if self.draft:
-            items.append(self._draft_item(self.draft))
+            items.append(draft_item(self.draft, self.hardware, self.bits))
         return tuple(items)
 
     def _resident_expert_ns(self, tokens: int) -> int:
@@ -228,22 +219,3 @@ class CostModel:
         if cpu is None:
             raise InputError(f"hardware {self.hardware.name}: field cpu: expected a CPU to compute on, got null")
         return Roofline(self.geometry.expert_params, self.bits, cpu.bandwidth, cpu.gflops * 10**9)
-
-    def _draft_item(self, draft: DraftModel) -> CostItem:
-        """The profile's draft time, carried over to `draft`.
-
-        The part that reading the stated draft's weights takes grows with the bytes this draft reads per token, the
-        rest (launches, small kernels) with its layers.
-        """
-        stated = self.hardware.draft
-        stated_bytes = Fraction(stated.params * quarter_bits(stated.bits), 32)
-        own_bytes = Fraction(draft.active_params * quarter_bits(draft.width(self.bits)), 32)
-        token = Fraction(stated.token_ns, 10**9)
-        reading = min(token, stated_bytes / self.hardware.gpu.bandwidth)
-        seconds = reading * own_bytes / stated_bytes + (token - reading) * Fraction(draft.layers, stated.layers)
-        formula = (
-            f"{draft.name}: {float(own_bytes) / 1e6:,.0f} MB in {draft.layers} layers, where "
-            f"{float(stated_bytes) / 1e6:,.0f} MB in {stated.layers} layers take {format_ms(stated.token_ns)}, "
-            f"{format_ms(int(reading * 10**9))} of it reading"
-        )
-        return CostItem("draft token", ceil_ns(seconds.numerator, seconds.denominator), formula)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from spmoe.machine.cost import CostItem, CostModel
+from spmoe.machine.cost import CostModel
+from spmoe.machine.cost_items import CostItem
 from spmoe.machine.geometry import DraftModel, Geometry
 from spmoe.machine.hardware import Hardware
 from spmoe.machine.timings import Timings

@@ -19,6 +19,9 @@ class Layers:
     def __init__(self, config: SchedulerConfig, recipe: Recipe, residency: Residency, loads: Loads) -> None:
         self.next = 0
         """The layer that is reached next."""
+        self._count = config.layers
+        self._tokens = 0
+        """Of the pass."""
         self._experts = config.experts
         self._pace = config.pace
         self._miss = recipe.miss
@@ -32,13 +35,22 @@ class Layers:
         self._cpu_until = 0
         """When it is through with them, if nothing delays it."""
 
-    def reach(self, event: LayerReached, window: int) -> LayerPlan:
-        """Open the next layer, in a pass of `window` tokens: pin what it needs, demand what is missing."""
+    @property
+    def passed(self) -> bool:
+        """Whether the pass has reached all layers."""
+        return self.next == self._count
+
+    def begin_pass(self, tokens: int) -> None:
+        """A pass over so many tokens is about to reach the first layer."""
+        self.next, self._tokens = 0, tokens
+
+    def reach(self, event: LayerReached) -> LayerPlan:
+        """Open the next layer: pin what it needs, demand what is missing."""
         self.next += 1
         residency, loads = self._residency, self._loads
         resident, in_flight = residency.resident, residency.in_flight
         wanted, preloads = loads.predictor.wanted, loads.preloads
-        cached, on_cpu = self._cpu_share(event, window) if self._assign is not None else (resident, ())
+        cached, on_cpu = self._cpu_share(event) if self._assign is not None else (resident, ())
         first, pin = event.layer * self._experts, residency.pinned.add
         hits: list[int] = []
         late: list[int] = []
@@ -77,7 +89,7 @@ class Layers:
         in_order = self._miss.in_order and not waves  # In waves a hit must not keep its slot until its turn comes.
         return LayerPlan(event.layer, tuple(hits), tuple(late), tuple(misses), tuple(on_cpu), in_order, waves)
 
-    def _cpu_share(self, event: LayerReached, window: int) -> tuple[Container[int], tuple[int, ...]]:
+    def _cpu_share(self, event: LayerReached) -> tuple[Container[int], tuple[int, ...]]:
         """The keys that count as cached, and the experts that the CPU computes, in routing order."""
         assert self._assign is not None
         first, cached = event.layer * self._experts, self._admission.cached(self._residency)
@@ -85,7 +97,7 @@ class Layers:
             event.time,
             tuple([first + expert for expert in event.experts]),
             event.tokens,
-            window,
+            self._tokens,
             cached,
             self._residency.resident,
             self._loads.arrivals(),

@@ -18,8 +18,8 @@ from spmoe.policy.parts.future import Future
 from spmoe.policy.parts.pace import Pace
 from spmoe.policy.recipe import Recipe
 from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.legal_order import IllegalEvent
 from spmoe.scheduler.loads import TransferFailed
-from spmoe.scheduler.phase import IllegalEvent
 from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state import events as event_types
 from spmoe.state.commands import Command, Submit

@@ -6,8 +6,8 @@ import pytest
 
 from spmoe.policy.parts.pace import Pace
 from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.legal_order import IllegalEvent
 from spmoe.scheduler.loads import TransferFailed
-from spmoe.scheduler.phase import IllegalEvent
 from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import LayerPlan, Load, Purpose, Speculate, Submit
 from spmoe.state.events import (

@@ -17,8 +17,8 @@ from spmoe.policy.parts.future import Future
 from spmoe.policy.parts.pace import Pace
 from spmoe.policy.registry import RECIPES
 from spmoe.scheduler.config import SchedulerConfig
+from spmoe.scheduler.legal_order import IllegalEvent
 from spmoe.scheduler.loads import TransferFailed
-from spmoe.scheduler.phase import IllegalEvent
 from spmoe.scheduler.scheduler import Scheduler
 from spmoe.state.commands import Command
 from spmoe.state.events import (

@@ -57,10 +57,12 @@ class WantedSet(Predictor):
         if self.wanted:
             for key in range(layer * self._experts, (layer + 1) * self._experts):
                 self.wanted.pop(key, None)
+            self._tidy()
 
     def clear(self) -> None:
         """Want nothing any more."""
         self.wanted.clear()
+        self._heap.clear()
 
     def next(self, count: int) -> Sequence[int]:
         wanted, heap = self.wanted, self._heap
@@ -75,3 +77,9 @@ class WantedSet(Predictor):
 
     def discard(self, key: int) -> None:
         del self.wanted[key]
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Forget outdated entries where there are no others."""
+        if not self.wanted:
+            self._heap.clear()
