@@ -5,7 +5,7 @@
 
 A line per run: the case, the digest of its decision log, and its results.  Runs are replays of excerpts of all shipped
 traces under every policy (several caches, draft lengths, machines; with and without CPU), of the recorded routing of
-Mixtral-8x7B where it lies in ../shared/data, and the engine in virtual time on the pico pair.
+Mixtral-8x7B where that is at hand, and the engine in virtual time on the pico pair.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Needs torch, transformers, numpy and safetensors; with pytest, accelerate, trito
 more.  Stages, most important first, each leave a file in DIR; `summary.json` tells of all, and figures are drawn.  What
 is there already, made by the same code with the same settings, is not done again: a run that was cut off goes on.  A
 stage that no longer fits the time is left out, one that fails is told in a line; neither stops the others.  With
-`--device cpu` all of it runs small, with the shipped pair, to show that it works.  docs/gpu.md says how to read it.
+`--device cpu` all of it runs small, with the bundled pair, to show that it works.  docs/gpu.md says how to read it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ def resolve_device(options: Options) -> torch.device:
 
     Raises InputError where it is unknown or not there, and where its link would have to be slowed down.
     """
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = options.device
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:

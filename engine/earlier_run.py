@@ -20,7 +20,7 @@ _ASKED = {
 }
 
 
-class Foreknowledge:
+class EarlierRun:
     """Answers what a recipe asks of an earlier run, request by request; nothing for a recipe that asks nothing."""
 
     def __init__(

@@ -188,8 +188,7 @@ class Engine(Closing):
 
     def _connect(self, stack: ExitStack, observers: tuple[Observer, ...]) -> None:
         """The session, with the models in it."""
-        plan = self.plan
-        setting, options = plan.setting, plan.options
+        plan, setting, options = self.plan, self.plan.setting, self.plan.options
         self._metrics = MetricsFold(plan.config.experts)
         self._transfers = TransferFold(setting.budget.expert)
         self._lengths = LengthFold()
@@ -198,7 +197,7 @@ class Engine(Closing):
                 Weights(self._model, self._draft_model, self._store),
                 self._slots,
                 plan.config,
-                plan.foreknowledge.future,
+                plan.earlier_run.future,
                 kernel=options.kernel,
                 layer_map=plan.layer_map,
                 gbps=options.link_gbps,
@@ -209,7 +208,7 @@ class Engine(Closing):
             )
         )
         self._driver = self._session.driver
-        self._decoder = Decoder(self._session, plan.foreknowledge.popular, plan.foreknowledge.touched, self.recorder)
+        self._decoder = Decoder(self._session, plan.earlier_run.popular, plan.earlier_run.touched, self.recorder)
         self._requests = 0
 
     def _stream(self, prompt: list[int], budget: int, ends: frozenset[int], sampler: Sampler) -> Iterator[Piece]:

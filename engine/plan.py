@@ -21,7 +21,7 @@ from engine.checkpoints.model_pair import (
 )
 from engine.decoding.layer_map import match_layers
 from engine.device import bits_of, resolve_device, resolve_dtype
-from engine.earlier_run import Foreknowledge
+from engine.earlier_run import EarlierRun
 from engine.memory.host_store import require_memory
 from engine.memory.out_of_memory import oom_as_input_error
 from engine.moe.backend import check_kernel
@@ -64,7 +64,7 @@ class Plan:
     setting: Setting
     config: SchedulerConfig
     context: int
-    foreknowledge: Foreknowledge
+    earlier_run: EarlierRun
     options: Options
 
     @property
@@ -160,7 +160,7 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         setting=setting,
         config=config,
         context=context,
-        foreknowledge=Foreknowledge(recipe, setting.shape, setting.gamma, options.earlier),
+        earlier_run=EarlierRun(recipe, setting.shape, setting.gamma, options.earlier),
         options=options,
     )
 

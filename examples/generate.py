@@ -3,17 +3,17 @@
     python examples/generate.py
 
 runs the bundled pair on the CPU with slots for half of its experts.  Give `from_pretrained` the folders of your own
-checkpoints in place of `shipped_pair()`.
+checkpoints in place of `bundled_pair()`.
 """
 
 from engine import Engine
-from engine.checkpoints.bundled import shipped_pair
+from engine.checkpoints.bundled import bundled_pair
 
 PROMPT = "def read_lines(path):"
 
 
 def main() -> None:
-    target, draft = shipped_pair()
+    target, draft = bundled_pair()
     with Engine.from_pretrained(target, draft, cache=0.5, gamma=4, device="cpu") as engine:
         print(PROMPT, end="")
         for piece in engine.stream(PROMPT, max_new_tokens=48):

@@ -8,7 +8,7 @@ under policies that did not run.  `spmoe.trace.writer.write_trace` would keep it
 
 import sim
 from engine import Engine
-from engine.checkpoints.bundled import shipped_pair
+from engine.checkpoints.bundled import bundled_pair
 from engine.cli.trace_output import trace_of
 
 PROMPTS = ["def read_lines(path):", "class Queue:"]
@@ -16,7 +16,7 @@ POLICIES = ["on-demand.lru", "spmoe.per-layer", "spmoe.foresight", "clairvoyant"
 
 
 def main() -> None:
-    target, draft = shipped_pair()
+    target, draft = bundled_pair()
     with Engine.from_pretrained(target, draft, record=True, policy="on-demand.lru", device="cpu") as engine:
         for prompt in PROMPTS:
             engine.generate(prompt, max_new_tokens=32)

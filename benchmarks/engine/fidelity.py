@@ -2,7 +2,7 @@
 
     python -m benchmarks.engine.fidelity [--tokens N] [--repeats N] [--fresh]
 
-The shipped pair with random weights follows traces/pico.jsonl under every lossless policy that runs natively, with
+The bundled pair with random weights follows traces/pico.jsonl under every lossless policy that runs natively, with
 slots for 25, 50 and 75 % of the experts, over links for which moving all experts that a round needs would take half as
 long as computing it, as long, and three times as long: `engine measure`, with one thread for torch, as the link needs a
 core of its own.  Run files go to benchmarks/results/fidelity, and one that is there is not measured again unless

@@ -2,7 +2,7 @@
 
     python -m benchmarks.engine.order [--repeats N]
 
-`engine measure` times the shipped pair with random weights on this CPU: it follows traces/pico.jsonl, with slots for
+`engine measure` times the bundled pair with random weights on this CPU: it follows traces/pico.jsonl, with slots for
 half of the experts and one thread for torch, over a link of 0.15 GB/s.  (Moving all experts that a round needs takes
 some eight times as long, then, as computing it on two idle cores: docs/fidelity.md.)  First come rows that only fetch,
 then those that share misses with the CPU.  `sim fidelity` simulates both under the profile that was measured between

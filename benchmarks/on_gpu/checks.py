@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.on_gpu.stages import ROOT
 from benchmarks.on_gpu.worker import Task, told
-from engine.checkpoints.bundled import shipped_pair
+from engine.checkpoints.bundled import bundled_pair
 from engine.cli.reference import Request, compare
 from engine.engine import Engine
 from engine.memory.host_store import HostStore
@@ -56,9 +56,9 @@ def checks(task: Task) -> dict[str, Any]:
 
 
 def greedy(device: torch.device, policy: str, slots: int, kernel: str = "plain") -> None:
-    """The shipped pair in float32 puts out what plain transformers do there, and slots hold what the store has."""
+    """The bundled pair in float32 puts out what plain transformers do there, and slots hold what the store has."""
     options = {"policy": policy, "slots": slots, "device": str(device), "dtype": "float32", "kernel": kernel}
-    with Engine.from_pretrained(*shipped_pair(), **options) as engine:
+    with Engine.from_pretrained(*bundled_pair(), **options) as engine:
         output = engine.generate(PROMPT, NEW_TOKENS, ignore_eos=True).tokens
         engine.check_weights()
         plan = engine.plan
@@ -90,7 +90,7 @@ def decisions() -> None:
         entries: list[tuple[object, ...]] = []
         options = Options(cache=0.5, device=device, dtype="float32", virtual_time="rtx-4090")
         observers = [lambda event, commands, entries=entries: entries.append((type(event), event.time, commands))]
-        with Engine(make_plan(*shipped_pair(), options), observers) as engine:
+        with Engine(make_plan(*bundled_pair(), options), observers) as engine:
             engine.generate(PROMPT, NEW_TOKENS, ignore_eos=True)
         seen.append(entries)
     if seen[0] != seen[1]:
@@ -102,7 +102,7 @@ def memory() -> None:
     """A closed engine leaves nothing on the GPU."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
-    with Engine.from_pretrained(*shipped_pair(), cache=0.5, device="cuda") as engine:
+    with Engine.from_pretrained(*bundled_pair(), cache=0.5, device="cuda") as engine:
         engine.generate(PROMPT, 8)
     del engine
     if (left := torch.cuda.memory_allocated() - before) != 0:

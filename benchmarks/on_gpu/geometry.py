@@ -15,7 +15,7 @@ from benchmarks.on_gpu.files import profile_path, run_path, write_json
 from benchmarks.on_gpu.moved import DecodeTransfers
 from benchmarks.on_gpu.stages import TRACES
 from benchmarks.on_gpu.worker import Task
-from engine.profiling.calibration import Study
+from engine.profiling.calibration import Calibration
 from engine.profiling.policy_timing import Chosen, Measurement, choose
 from engine.profiling.profile import Profile
 from engine.profiling.random_models import BlankPair
@@ -39,7 +39,7 @@ from spmoe.trace.windows import requests
 GAMMA: int = 4
 
 
-class BriefStudy(Study):
+class BriefCalibration(Calibration):
     """A study of a single turn: of a large model a turn moves all experts a dozen times, which takes a minute."""
 
     _taken = False
@@ -151,7 +151,7 @@ def room(settings: Mapping[str, Any], trace: TraceInMemory, longest: int) -> tup
     return setting, f"{budget.explain()}; the draft counted at {draft.width(bits):g} bits"
 
 
-def _study(task: Task) -> BriefStudy:
+def _study(task: Task) -> BriefCalibration:
     """That of the group: its models are built once."""
     if "study" not in task.kept:
         settings = task.settings
@@ -162,8 +162,8 @@ def _study(task: Task) -> BriefStudy:
         if (most := settings["device_bytes"]) is not None:
             subject = subject._replace(distinct=max(1, min(subject.distinct, most // pair.layout.size)))
         task.kept["pair"] = pair
-        task.kept["study"] = BriefStudy(subject, None, 0, settings["study_tokens"])
-    study: BriefStudy = task.kept["study"]
+        task.kept["study"] = BriefCalibration(subject, None, 0, settings["study_tokens"])
+    study: BriefCalibration = task.kept["study"]
     return study
 
 

@@ -87,7 +87,7 @@ _DRAFT_BITS: Final = 4.25
 _MIXTRAL: Final = geometry("mixtral-8x7b").expert_bytes(16)
 _DEEPSEEK: Final = geometry("deepseek-v2-lite").expert_bytes(16)
 _PICO_EXPERT: Final = 393_216
-"""Bytes of an expert of the shipped pair, in float32."""
+"""Bytes of an expert of the bundled pair, in float32."""
 
 # Bytes of a row, rows per batch, and whether the rows of a batch are neighbours: those travel as one copy.
 _GPU_BATCHES: Final = (
@@ -122,7 +122,7 @@ _ON_GPU: Final = (
     _alone("kernels", 35, 10),
     _alone("fidelity", 10, 3, cheap=True),
 )
-# The same, small: the shipped pair in place of large ones.  A GiB is reckoned for workspace, and 12 MiB of experts are
+# The same, small: the bundled pair in place of large ones.  A GiB is reckoned for workspace, and 12 MiB of experts are
 # half of them.
 _ON_CPU: Final = (
     _alone("checks", 25, 6),

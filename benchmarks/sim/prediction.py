@@ -3,7 +3,7 @@
     python -m benchmarks.sim.prediction
 
 reads models/pico/figures.json (made by `python -m training evaluate`), rates the forecasts of `TRACES` and replays them
-for their lead times, runs the shipped pair on this machine's CPU to measure them, and writes
+for their lead times, runs the bundled pair on this machine's CPU to measure them, and writes
 benchmarks/results/prediction.json.  Needs PyTorch.  `python -m benchmarks.pages prediction` makes the page of it.
 """
 
@@ -32,7 +32,7 @@ SETTING: Mapping[str, Any] = MappingProxyType({"hardware": "rtx-4090", "cache": 
 """That of the replays.  Half of the experts have slots: where all have, nobody asks for forecasts."""
 
 PROMPTS = ("def read_lines(path):", "class Queue:", "import os\n", "    def close(self):", "if __name__ ==", "try:\n")
-"""What the shipped pair goes on from where its lead times are measured."""
+"""What the bundled pair goes on from where its lead times are measured."""
 
 POLICIES = (
     "on-demand.lru-per-layer",
@@ -76,7 +76,7 @@ def of_pair(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measured() -> dict[str, Any]:
-    """What the page quotes of a run of the shipped pair on this machine: lead times by the clock."""
+    """What the page quotes of a run of the bundled pair on this machine: lead times by the clock."""
     with tempfile.TemporaryDirectory() as folder:
         trace, log = Path(folder, "run.jsonl"), Path(folder, "run.log")
         command = (

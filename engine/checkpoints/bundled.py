@@ -26,7 +26,7 @@ class Pair(NamedTuple):
     draft: Path
 
 
-def shipped_pair() -> Pair:
+def bundled_pair() -> Pair:
     """The folders of the pair; InputError where this installation lacks them."""
     pair = Pair(_MODELS / NAME / "target", _MODELS / NAME / "draft")
     for folder in pair:

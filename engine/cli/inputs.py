@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.checkpoints.bundled import shipped_pair
+from engine.checkpoints.bundled import bundled_pair
 from engine.checkpoints.model_pair import check_folders
 from engine.cli.prompts import Prompt, encode_prompts
 from engine.options import Options
@@ -28,14 +28,14 @@ class Models(NamedTuple):
 
 
 def find_models(options: argparse.Namespace) -> Models:
-    """The models that the command line names, or the shipped pair, checked; InputError where they are not as they
+    """The models that the command line names, or the bundled pair, checked; InputError where they are not as they
     should be."""
     if options.model is not None:
         models = Models(Path(options.model), None if options.draft is None else Path(options.draft))
     elif options.draft is not None:
         raise InputError("--draft: expected --model too")
     else:
-        models = Models(*shipped_pair())
+        models = Models(*bundled_pair())
     check_folders(*models)
     return models
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from engine.cli.timed_pair import LATENCY_NS, TOO_LARGE, describe_link, host_memory, named_pair
 from engine.memory.out_of_memory import oom_as_input_error
-from engine.profiling.calibration import Study
+from engine.profiling.calibration import Calibration
 from engine.profiling.policy_timing import Measurement, choose
 from spmoe.cli import json_output
 from spmoe.errors import InputError
@@ -41,7 +41,7 @@ def measure(options: argparse.Namespace) -> None:
     chosen = choose(pair, trace, options.policy, asked)
     logs = None if options.logs is None else _folder(options.logs)
     with json_output(options.out) as write, oom_as_input_error(device, TOO_LARGE):
-        study = Study(pair.build(device, host_memory(options)), options.link_gbps, LATENCY_NS)
+        study = Calibration(pair.build(device, host_memory(options)), options.link_gbps, LATENCY_NS)
         measurement = Measurement(study, trace, chosen, asked)
         with progress_bar(options.repeats * len(measurement.policies), "runs") as progress:
             for _ in range(options.repeats):

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_run(run: argparse.ArgumentParser) -> None:
     _add_models(run)
-    run.add_argument("--prompt", nargs="+", metavar="TEXT", help="one request each (shipped pair: a piece of code)")
+    run.add_argument("--prompt", nargs="+", metavar="TEXT", help="one request each (bundled pair: a piece of code)")
     text = _add_text(run)
     text.add_argument(
         "--against-plain", action="store_true", help="then generate with plain transformers, too, and compare"
@@ -137,7 +137,7 @@ def _add_blank(command: argparse.ArgumentParser) -> None:
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: the shipped pair)")
+    command.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: the bundled pair)")
     command.add_argument(
         "--draft", metavar="PATH", help="a draft model's folder (with --model, default: no speculation)"
     )

@@ -10,7 +10,7 @@ from typing import Any
 from engine.cli.summary import show
 from engine.cli.timed_pair import LATENCY_NS, TOO_LARGE, describe_link, host_memory, named_pair
 from engine.memory.out_of_memory import oom_as_input_error
-from engine.profiling.calibration import Study
+from engine.profiling.calibration import Calibration
 from engine.profiling.profile import Profile
 from spmoe.cli import json_output, printable
 from spmoe.files import check_distinct
@@ -31,7 +31,7 @@ def profile(options: argparse.Namespace) -> None:
             progress("models", 0)
             subject = pair.build(device, host_memory(options))
             progress("link and kernels", 1)
-            study = Study(subject, options.link_gbps, LATENCY_NS)
+            study = Calibration(subject, options.link_gbps, LATENCY_NS)
             for turn in range(options.turns):
                 progress(f"turn {turn + 1}", 1)
                 study.turn()

@@ -39,7 +39,7 @@ def record(options: argparse.Namespace) -> None:
     model = describe_target(plan.blueprint.geometry)
     with telling_failures(plan), Spool(model) as spool, Engine(plan, record=True, lines=spool) as engine:
         if options.model is None:
-            note(f"no --model, so the shipped pair runs: {ABOUT}")
+            note(f"no --model, so the bundled pair runs: {ABOUT}")
         with progress_bar(len(prompts), "prompts") as progress:
             for number, tokens in enumerate(encoded):
                 engine.generate(tokens, options.max_new_tokens, **_sampling(options, number))

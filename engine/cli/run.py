@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         with telling_failures(plan), Engine(plan, observers, record=options.record is not None) as engine:
             # What is noted stands before text, and not before an error.
             if options.model is None:
-                note(f"no --model, so the shipped pair runs: {ABOUT}")
+                note(f"no --model, so the bundled pair runs: {ABOUT}")
             if plan.fallback:
                 note(plan.fallback)
             requests = _generate(engine, prompts, encoded, options)

@@ -69,7 +69,7 @@ class VirtualClock:
 
     def attended(self, layer: int, tokens: int, context: int) -> Iterable[Notice]:
         entry = 0 if layer else self._cost.entry_ns()
-        readback = self._cost.hearing_ns(tokens, self._signals.next_gate, self._signals.gates)
+        readback = self._cost.gate_readback_ns(tokens, self._signals.next_gate, self._signals.gates)
         yield from self._polled_at_end(self._cost.layer_ns(tokens, context) + self._decision_ns + readback + entry)
 
     def computed(self, tokens: Sequence[int]) -> Iterable[Notice]:

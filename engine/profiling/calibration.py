@@ -33,8 +33,8 @@ FEW: Final = 4
 """What is slow gets a part of the tokens, one of so many."""
 RESIDENT: Final = "on-demand.lru"
 FORECASTING: Final = "spmoe.paper"
-HEARING_GATE: Final = "next-gate"
-HEARING_WEIGHTS: Final = "moe-infinity.paper.spec"
+READBACK_GATE: Final = "next-gate"
+READBACK_WEIGHTS: Final = "moe-infinity.paper.spec"
 ON_HOST: Final = "llamacpp.cpu-moe"
 
 
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
     distinct: int
 
 
-class Study:
+class Calibration:
     """Readings of a subject, more with every turn: taken between other runs, they know of the same slow minutes."""
 
     def __init__(self, subject: Subject, gbps: float | None, latency_ns: int, tokens: int = TOKENS) -> None:
@@ -72,9 +72,9 @@ class Study:
         """The draft makes forecasts, and nothing arrives."""
         self.prefetching = StepTimings()
         """Experts arrive while the draft runs."""
-        self.hearing_gate = StepTimings()
+        self.readback_gate = StepTimings()
         """Everything is resident, and the policy hears what the next layer's gate would say."""
-        self.hearing_weights = StepTimings()
+        self.readback_weights = StepTimings()
         """The same of the gates' weights."""
         self.landing = StepTimings()
         """Experts arrive where they are needed."""
@@ -107,8 +107,8 @@ class Study:
         ]
         for gamma in (GAMMA, 0):
             found += [
-                partial(self._take, self.hearing_gate, HEARING_GATE, gamma, keys),
-                partial(self._take, self.hearing_weights, HEARING_WEIGHTS, gamma, keys),
+                partial(self._take, self.readback_gate, READBACK_GATE, gamma, keys),
+                partial(self._take, self.readback_weights, READBACK_WEIGHTS, gamma, keys),
                 partial(self._take, self.landing, RESIDENT, gamma, keys // 2),
             ]
         # One expert is missing: else nobody would ask for forecasts.
@@ -125,7 +125,7 @@ class Study:
             self.decided(policy, self._run(policy, GAMMA, self._keys // 2, tokens=max(2, self._tokens // FEW)))
 
     def decided(self, policy: str, ns: float) -> None:
-        """In a run the scheduler of a policy took so long per layer, apart from hearing of what landed."""
+        """In a run the scheduler of a policy took so long per layer, without the events of arrivals."""
         self.decisions.setdefault(policy, []).append(ns)
 
     def _take(self, times: StepTimings, policy: str, gamma: int, slots: int, **options: Any) -> None:

@@ -10,7 +10,7 @@ from typing import IO, Final, NamedTuple
 import torch
 
 from engine.memory.slot_buffer import SharedSlots
-from engine.profiling.calibration import Study
+from engine.profiling.calibration import Calibration
 from engine.profiling.profile import Profile
 from engine.profiling.random_models import BlankPair
 from engine.profiling.step_timings import Entry
@@ -75,7 +75,7 @@ def _obstacle(one: Recipe, pair: BlankPair) -> str | None:
 class Measurement:
     """Times policies on the beginning of a trace, and the machine in between, so that both know of the same minutes."""
 
-    def __init__(self, study: Study, trace: TraceInMemory, chosen: Chosen, options: RunOptions) -> None:
+    def __init__(self, study: Calibration, trace: TraceInMemory, chosen: Chosen, options: RunOptions) -> None:
         """Takes a first turn of `study`."""
         self._study = study
         self._trace = trace

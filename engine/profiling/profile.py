@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from engine.memory.host_store import available_memory
-from engine.profiling.calibration import GAMMA, Study
+from engine.profiling.calibration import GAMMA, Calibration
 from engine.profiling.fit import Median, fit_landings, fit_layers, medians, microseconds, middle, usual_ratio
 from engine.profiling.kernel_bench import arithmetic, memory_bandwidth
 from engine.profiling.step_timings import Span, StepTimings
@@ -25,7 +25,7 @@ _LEAST: Final = 0.001
 class Profile:
     """Fits the readings of a study."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Calibration) -> None:
         """At least one turn of it."""
         self._study = study
         seen = study.subject.bench.device.type == "cpu"
@@ -108,8 +108,8 @@ class Profile:
             "draft_landing_us": microseconds(self._draft_landing),
             "result_us": microseconds(self._result),
             "notice_us": microseconds(max(0.0, middle(study.landing.notices))),
-            "next_gate": _points(self._more(study.hearing_gate)),
-            "gates": _points(self._more(study.hearing_weights)),
+            "next_gate": _points(self._more(study.readback_gate)),
+            "gates": _points(self._more(study.readback_weights)),
             "decisions_us": {
                 policy: microseconds(max(0.0, middle(each) - self._simplest(_drafted(policy))))
                 for policy, each in study.decisions.items()
@@ -156,13 +156,13 @@ class Profile:
         """What the scheduler takes more per layer than that in these rounds of `gamma` drafted tokens."""
         return middle(times.deciding[gamma]) - self._simplest(gamma)
 
-    def _more(self, hearing: StepTimings) -> dict[int, float]:
+    def _more(self, readback: StepTimings) -> dict[int, float]:
         """What a layer takes more, by its tokens, in these rounds, in which nothing has to be loaded, and which the
         decisions do not explain."""
         more: dict[int, list[float]] = defaultdict(list)
-        for span in hearing.spans:
+        for span in readback.spans:
             if span.tokens in self._layers.base and not (span.landed or span.seen):
-                deciding = self._deciding(hearing, 0 if span.tokens == 1 else GAMMA)
+                deciding = self._deciding(readback, 0 if span.tokens == 1 else GAMMA)
                 more[span.tokens].append(span.ns - self._layers.base[span.tokens].ns - self._layers.of(span) - deciding)
         return {tokens: max(0.0, each.ns) for tokens, each in medians(more).items()} or {1: 0.0}
 
@@ -209,7 +209,7 @@ def _drafted(policy: str) -> int:
     return GAMMA if find_recipe(policy).speculation.gamma(GAMMA) else 0
 
 
-def _source(study: Study) -> str:
+def _source(study: Calibration) -> str:
     bench, model = study.subject.bench, study.subject.model
     where = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else _processor()
     kind = f"{str(bench.dtype).removeprefix('torch.')} on {bench.device.type}"

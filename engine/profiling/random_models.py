@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.checkpoints.bundled import NAME as SHIPPED
-from engine.checkpoints.bundled import shipped_pair
+from engine.checkpoints.bundled import bundled_pair
 from engine.checkpoints.checkpoint import model_name
 from engine.checkpoints.loader import quiet, read_shell
 from engine.checkpoints.model_pair import describe_draft, describe_target, require_folder
@@ -162,7 +162,7 @@ class BlankPair(NamedTuple):
 def _shipped() -> dict[str, Path]:
     """The folders of the pair that comes with the project, by the names of its models."""
     try:
-        pair = shipped_pair()
+        pair = bundled_pair()
     except InputError:
         return {}
     return {f"{SHIPPED}-{folder.name}": folder for folder in pair}

@@ -12,7 +12,7 @@ from engine.decoding.decoder import Decoder
 from engine.decoding.forced_request import ForcedRequest
 from engine.decoding.forced_routing import ForcedRouting
 from engine.decoding.session import Session, Weights
-from engine.earlier_run import Foreknowledge
+from engine.earlier_run import EarlierRun
 from engine.memory.layout import Layout
 from engine.memory.slot_buffer import SlotBuffer
 from spmoe.drive.dispatcher import Observer
@@ -53,13 +53,13 @@ class Bench:
     ) -> float:
         """Times `trace` under a policy; `observers` see every event, and `told` hears of the tokens put out.
 
-        Returns what the scheduler took per layer, in ns, apart from hearing of what landed.
+        Returns what the scheduler took per layer, in ns, without the events of arrivals.
 
         `slots` are as many as `config` has, or None to make them for this run; `gbps`, `latency_ns` and `imitated` as
         in `Session`.  Raises InputError where slots do not fit the device.
         """
         recipe = find_recipe(config.recipe)
-        known = Foreknowledge(recipe, self.shape, config.gamma, trace)
+        known = EarlierRun(recipe, self.shape, config.gamma, trace)
         if slots is None:
             slots = SlotBuffer(self.layout, config.slots, self.device)
         routing = ForcedRouting(self.shape.top_k, self.device)

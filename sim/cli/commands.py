@@ -31,6 +31,7 @@ from sim.sweeps.grid import grid
 from sim.sweeps.sweep import count_done, run_sweep
 from sim.sweeps.table import check_format
 from spmoe.cli import Commands, fields_given, json_output, named_file
+from spmoe.errors import InputError
 from spmoe.files import atomic_write, check_distinct
 from spmoe.machine.geometry import draft_model, geometry
 from spmoe.policy.registry import recipe, select
@@ -60,6 +61,9 @@ def run_policies(options: argparse.Namespace) -> None:
 
 def run_replay(options: argparse.Namespace) -> None:
     """Replay a trace, print the table, write what was asked for."""
+    for name in options.policy:
+        if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+            raise InputError(f"--policy {name}: expected the name of a policy; TRACE goes before --policy")
     jobs, path = check_jobs(options.jobs), _trace(options.trace)
     check_distinct(trace=path, log=options.log, timeline=options.timeline, json=named_file(options.json))
     header = TraceFile(path).header
@@ -85,6 +89,7 @@ def run_replay(options: argparse.Namespace) -> None:
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     show_replay(result, _console_beside(options.json))
+    _note_bundled(options.trace)
 
 
 def run_cutoff(options: argparse.Namespace) -> None:
@@ -97,6 +102,7 @@ def run_cutoff(options: argparse.Namespace) -> None:
             study = study_cutoff(trace, options.policy, _run_options(options), progress)
         write_json(study.to_json())
     show_cutoff(study, _console_beside(options.json))
+    _note_bundled(options.trace)
 
 
 def run_forecasts(options: argparse.Namespace) -> None:
@@ -110,6 +116,7 @@ def run_forecasts(options: argparse.Namespace) -> None:
             study = forecasts(trace, log=options.log, progress=progress, **given)
         write_json(study.to_json())
     show_forecasts(study, _console_beside(options.json))
+    _note_bundled(options.trace)
 
 
 def run_swept(options: argparse.Namespace) -> None:
@@ -121,10 +128,10 @@ def run_swept(options: argparse.Namespace) -> None:
     if options.dry_run:
         done = count_done(cells, options.out)
         print(f"{len(cells):,} cells; {done:,} of them are done" if done else f"{len(cells):,} cells")
-        return
-    with progress_bar(len(cells), "cells") as progress:
-        swept = run_sweep(cells, options.out, options.jobs, progress)
-    show_sweep(swept, options.out, console(sys.stdout))
+    else:
+        with progress_bar(len(cells), "cells") as progress:
+            swept = run_sweep(cells, options.out, options.jobs, progress)
+        show_sweep(swept, options.out, console(sys.stdout))
     for one in select(options.policy):
         if (why := obstacle_of_output(one, options.lossy)) is not None:
             print(f"left out {one.name}: {why}")
@@ -163,12 +170,14 @@ def run_cost(options: argparse.Namespace) -> None:
     trace = TraceFile(_trace(options.trace))
     setting = resolve_setting(trace.header, summarise(trace).longest_request, _run_options(options))
     show_cost(setting, console(sys.stdout))
+    _note_bundled(options.trace)
 
 
 def run_check(options: argparse.Namespace) -> None:
     """Read a trace to its end and print what it holds."""
     trace = TraceFile(_trace(options.trace))
     show_summary(trace.header, summarise(trace), console(sys.stdout))
+    _note_bundled(options.trace)
 
 
 def run_import(options: argparse.Namespace) -> None:
@@ -199,11 +208,13 @@ def run_import(options: argparse.Namespace) -> None:
 
 def _trace(given: str | None) -> str | Path:
     """The trace that the command line names, else the one that comes with the package."""
-    if given is not None:
-        return given
-    path = bundled_trace()
-    print(f"note: no TRACE given, so this is the bundled {path.name}", file=sys.stderr)
-    return path
+    return bundled_trace() if given is None else given
+
+
+def _note_bundled(given: str | None) -> None:
+    """Say which trace was taken where none was named; behind the results, for an error is one line."""
+    if given is None:
+        print(f"note: no TRACE given, so this is the bundled {bundled_trace().name}", file=sys.stderr)
 
 
 def _run_options(options: argparse.Namespace) -> RunOptions:

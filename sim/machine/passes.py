@@ -58,7 +58,7 @@ class Pass:
     def _reading_ns(self, tokens: int, context: int) -> int:
         """How long a layer takes up to its routing, reading that back and deciding included."""
         signals = self._signals
-        readback = self._cost.hearing_ns(tokens, signals.next_gate, signals.gates)
+        readback = self._cost.gate_readback_ns(tokens, signals.next_gate, signals.gates)
         return self._cost.layer_ns(tokens, context) + self._decision_ns + readback
 
     def _route(self, layer: int) -> Routed:

@@ -88,6 +88,8 @@ def plot(
     is missing.
     """
     source = Path(results)
+    if not source.name:
+        raise InputError(f"{source}: expected the table that a sweep wrote, a .csv or .parquet file")
     target = source.with_name(f"{source.stem}-{x}.png") if out is None else Path(out)
     if target.suffix not in FORMATS:
         raise InputError(f"{target}: expected a name that ends in {' or '.join(FORMATS)}")

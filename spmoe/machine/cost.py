@@ -150,7 +150,7 @@ class CostModel:
         """By how much it delays the draft."""
         return 0
 
-    def hearing_ns(self, tokens: int, next_gate: bool, gates: bool) -> int:
+    def gate_readback_ns(self, tokens: int, next_gate: bool, gates: bool) -> int:
         """What a layer takes more where a policy hears what the next layer's gate would say, or of gates' weights:
         nothing here, since routers are small."""
         return 0

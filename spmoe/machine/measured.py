@@ -65,7 +65,7 @@ class MeasuredCost(CostModel):
     def draft_landing_ns(self, loads: int) -> int:
         return self._mean(loads * self._timings.draft_landing)
 
-    def hearing_ns(self, tokens: int, next_gate: bool, gates: bool) -> int:
+    def gate_readback_ns(self, tokens: int, next_gate: bool, gates: bool) -> int:
         timings = self._timings
         return self._mean(
             (timings.next_gate.ns(tokens) if next_gate else 0) + (timings.gates.ns(tokens) if gates else 0)

@@ -1,4 +1,4 @@
-"""A profile with timings of the shipped pair, made up: everything takes its time."""
+"""A profile with timings of the bundled pair, made up: everything takes its time."""
 
 from __future__ import annotations
 

@@ -102,12 +102,12 @@ def test_the_cost_model_of_the_pair_that_was_timed(tmp_path: Path) -> None:
     assert (cost.landing_ns(3), cost.cold_ns()) == (4_500, 8_000)
     assert (cost.notice_ns(), cost.handover_ns()) == (0, 40_000)
     assert (cost.draft_landing_ns(2), cost.result_ns()) == (6_000, 5_000)
-    assert [cost.hearing_ns(5, *asked) for asked in ((False, False), (True, False), (True, True))] == [
+    assert [cost.gate_readback_ns(5, *asked) for asked in ((False, False), (True, False), (True, True))] == [
         0,
         12_000,
         14_000,
     ]
-    assert cost.hearing_ns(1, True, False) == 4_000
+    assert cost.gate_readback_ns(1, True, False) == 4_000
     assert (cost.decision_ns("next-gate"), cost.decision_ns("on-demand.lru")) == (6_000, 0)
     assert cost.host_expert_ns(7) == 900_000
     assert cost.load_ns() == CostModel(cost.geometry, cost.hardware, 16, cost.draft).load_ns()
@@ -143,7 +143,11 @@ def test_other_models_and_widths_go_by_the_figures(tmp_path: Path) -> None:
         cost_model(mixtral, hardware, 16, draft_model("qwen3-0.6b")),
     ):
         assert type(other) is CostModel and not other.blind
-        assert (other.decision_ns("next-gate"), other.hearing_ns(3, True, True), other.draft_landing_ns(1)) == (0, 0, 0)
+        assert (other.decision_ns("next-gate"), other.gate_readback_ns(3, True, True), other.draft_landing_ns(1)) == (
+            0,
+            0,
+            0,
+        )
         assert (other.entry_ns(), other.round_ns(5), other.forecast_ns(3), other.landing_ns(1)) == (0, 0, 0, 0)
     assert isinstance(cost_model(mixtral, hardware, 16, None), MeasuredCost)
 

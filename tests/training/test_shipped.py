@@ -1,4 +1,4 @@
-"""The card, the figures and the recordings of the shipped pair are those of its weights."""
+"""The card, the figures and the recordings of the bundled pair are those of its weights."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.engine.random_pair import write_random_pair
 from engine.__main__ import main
-from engine.checkpoints.bundled import ABOUT, EXAMPLE, shipped_pair
+from engine.checkpoints.bundled import ABOUT, EXAMPLE, bundled_pair
 from engine.checkpoints.loader import load_tokenizer
 from engine.cli.parser import parser
 from engine.cli.run import _print
@@ -52,14 +52,14 @@ def test_without_options_the_shipped_pair_runs(capfd: Out) -> None:
     # What it goes on from stands before what it writes, as nobody else has.
     assert text.startswith(EXAMPLE) and len(text) > len(EXAMPLE) + 12 and text.endswith("\n")
     first, *rest = said.splitlines()
-    assert first == f"note: no --model, so the shipped pair runs: {ABOUT}"
+    assert first == f"note: no --model, so the bundled pair runs: {ABOUT}"
     assert [label for line in rest if (label := line[:8].strip())] == LABELS
     assert not ours()
 
 
 def test_a_prompt_for_the_shipped_pair(capfd: Out) -> None:
     assert main(["run", "--prompt", "import os\n", "--max-new-tokens", "12"]) == 0
-    with Engine.from_pretrained(*shipped_pair(), device="cpu") as engine:
+    with Engine.from_pretrained(*bundled_pair(), device="cpu") as engine:
         expected = engine.generate("import os\n", 12).text
     text, said = capfd.readouterr()
     assert text == expected + "\n" and said.count("note: ") == 1

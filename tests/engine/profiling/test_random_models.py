@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.checkpoints.bundled import shipped_pair  # noqa: E402
+from engine.checkpoints.bundled import bundled_pair  # noqa: E402
 from engine.checkpoints.loader import read_shell  # noqa: E402
 from engine.checkpoints.model_pair import describe_draft  # noqa: E402
 from engine.memory.host_store import SharedStore  # noqa: E402
@@ -52,7 +52,7 @@ def test_traces_of_the_deep_pair_can_be_timed_without_its_weights(part: str) -> 
 
 
 def test_a_folder_will_do(tmp_path: Path) -> None:
-    folder = shipped_pair().target
+    folder = bundled_pair().target
     assert find_folder(str(folder)) == folder == find_folder("pico-target")
     for wrong, complaint in (("magic", "model 'magic' is unknown; expected a folder"), (str(tmp_path), "config.json")):
         with pytest.raises(InputError, match=complaint):

@@ -103,10 +103,6 @@ def test_options(refused: Refused, trace: Path, options: list[str], words: list[
     [
         ([], ["COMMAND"]),
         (["reply"], ["reply", "replay"]),
-        (["replay"], ["TRACE"]),
-        (["cutoff"], ["TRACE"]),
-        (["check"], ["TRACE"]),
-        (["cost"], ["TRACE"]),
         (["import", "x.jsonl"], ["--format", "--model", "--out"]),
         (["replay", "missing.jsonl"], ["missing.jsonl", "No such file"]),
         (["check", "missing.jsonl"], ["missing.jsonl", "No such file"]),
@@ -323,3 +319,24 @@ def test_a_hypothetical_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "hypothetical: needs " in captured.out and " GiB of 24" in captured.out
     assert captured.err == ""
     assert json.loads(result.read_text())["feasible"] is False
+
+
+def test_a_trace_behind_the_policies_is_no_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", "--policy", "on-demand.lru", "mine.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: --policy mine.jsonl: expected the name of a policy; TRACE goes before --policy\n"
+
+
+@pytest.mark.parametrize("command", [["cost", "--cache", "7"], ["replay", "--policy", "nobody"]])
+def test_bad_input_is_one_line_also_where_no_trace_is_named(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_folder_is_no_table(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", place, "--x", "gamma"]) == 2
+    expected = "expected the table that a sweep wrote, a .csv or .parquet file"
+    assert capsys.readouterr().err == f"error: {place}: {expected}\n"
