@@ -50,7 +50,7 @@ class _Bar:
         """A `Progress`."""
         self._done += done
         now = time.monotonic()
-        if now - self._drawn_at < _REDRAWN_AFTER_S:
+        if now - self._drawn_at < _REDRAWN_AFTER_S and self._done < self._total:
             return
         self._drawn_at = now
         filled = _BAR * min(self._done, self._total) // max(1, self._total)

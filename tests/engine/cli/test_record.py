@@ -80,7 +80,7 @@ def test_it_writes_what_a_run_under_any_policy_would(
     assert list(recorded) == list(ran)
     ours, theirs = recorded.header, ran.header
     assert ours.source.how == "engine record, gamma 3, temperature 0, 4 prompts of prompts.txt"
-    assert theirs.source.how == "engine run under spmoe.per-layer, gamma 3"
+    assert theirs.source.how == "engine run under spmoe.foresight, gamma 3"
     assert (ours.tokens, ours.model, ours.draft, ours.context) == (36, theirs.model, theirs.draft, theirs.context)
     assert ours.forecasts == theirs.forecasts and ours.context == len(TEXTS[0]) + 1 + 10
 
@@ -286,5 +286,5 @@ def test_a_terminal_shows_how_far_it_is(pair: list[str], prompts: Path, tmp_path
     os.close(theirs)
     shown = os.read(ours, 1 << 16).decode()
     os.close(ours)
-    assert "recording" in shown and "4/4" in shown and "36 tokens" in shown
+    assert "4/4 prompts" in shown and "36 tokens recorded" in shown
     assert done.stdout.decode().count("\n") == 1
