@@ -223,8 +223,9 @@ class Driver:
         """The thread that drives the run learns of something that landed, which costs it time."""
         cost = self._cost
         if isinstance(what, Arrival):
-            self._dispatcher.deliver(BatchArrived(now, what.batch.batch, what.started, what.ended))
-            loads = len(what.batch.loads)
+            batch = what.batch
+            self._dispatcher.deliver(BatchArrived(now, batch.batch, what.started, what.ended))
+            loads = len(batch.loads)
             self._uncharged_ns += cost.draft_landing_ns(loads) if self._drafting else cost.landing_ns(loads)
         else:
             self._dispatcher.deliver(HostComputed(now, what.layer, what.expert, what.started, what.ended))

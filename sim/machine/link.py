@@ -20,8 +20,19 @@ ARRIVALS: Final = EventPriority(URGENT - 1)
 class Arrival(simpy.Event):
     """A transfer is known to be over: `batch` is there, after the link moved it from `started` to `ended` (ns)."""
 
-    def __init__(self, env: simpy.Environment, batch: Submit, started: int, ended: int, known: int) -> None:
-        super().__init__(env)
+    def __init__(
+        self,
+        env: simpy.Environment,
+        batch: Submit,
+        started: int,
+        ended: int,
+        known: int,
+        arrived: Callable[[Any], None],
+    ) -> None:
+        """Calls `arrived` with itself at `known`."""
+        # As in SimPy's own Timeout, what Event's initialiser does is done here: there is one of these per load.
+        self.env = env
+        self.callbacks = [arrived]
         self._ok = True
         self._value = None
         self.batch = batch
@@ -51,7 +62,7 @@ class Link:
     def submit(self, batch: Submit, now: int) -> None:
         """Put a batch on the link at `now`, which may be ahead of the event queue."""
         started, ended = self._schedule.submit(batch, now)
-        Arrival(self._env, batch, started, ended, ended + self._notice_ns).callbacks.append(self._arrived)
+        Arrival(self._env, batch, started, ended, ended + self._notice_ns, self._arrived)
 
     def reserve(self, now: int, duration: int) -> int:
         """Keep the link from moving anything for `duration`, behind what is submitted; returns from when on."""

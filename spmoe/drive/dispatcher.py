@@ -63,7 +63,8 @@ class Dispatcher:
         if type(event) is BatchArrived:
             loads = self.on_link.pop(event.batch).loads
             self.dispatch(event)
-            self._landed += [key for key, _, _ in loads if key not in self._on_cpu]
+            on_cpu = self._on_cpu
+            self._landed += [key for key, _, _ in loads if key not in on_cpu]
         elif type(event) is HostComputed:
             self.dispatch(event)
             self._cpu_results.append(event.expert)
@@ -80,6 +81,8 @@ class Dispatcher:
 
         Returns those in slots, and those that the CPU has computed.
         """
+        if not (self._landed or self._cpu_results):
+            return [], []
         landed: list[int] = []
         computed: list[int] = []
         if self._landed:

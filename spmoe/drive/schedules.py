@@ -7,11 +7,14 @@ order: what arrived over the link, what the CPU computed, what the GPU computed;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from spmoe.machine.cost import CostModel
 from spmoe.policy.parts.io_plan import copies
 from spmoe.policy.parts.runtime import Runtime
 from spmoe.state.commands import Purpose, Submit
+
+_PREFETCH: Final = Purpose.PREFETCH
 
 
 class LinkSchedule:
@@ -46,7 +49,7 @@ class LinkSchedule:
         if self._write_back_ns:
             duration += sum(load.evicted is not None for load in loads) * self._write_back_ns
         self._free_at = ended = started + duration
-        if batch.purpose is Purpose.PREFETCH:
+        if batch.purpose is _PREFETCH:
             self.prefetched_at = ended
         return started, ended
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from spmoe.results.metrics import Metrics
 from spmoe.state.commands import Command, LayerPlan, Purpose, Submit
@@ -19,6 +20,9 @@ from spmoe.state.events import (
     StepEnded,
     TokenDrafted,
 )
+
+_PREFETCH: Final = Purpose.PREFETCH
+_PRELOAD: Final = Purpose.PRELOAD
 
 Span = tuple[int, int]
 """From when to when, in ns."""
@@ -195,9 +199,9 @@ class MetricsFold:
         if submit.attempt > 1:
             return
         self._batches[submit.batch] = submit
-        if not self._in_prefill or submit.purpose is Purpose.PRELOAD:
+        if not self._in_prefill or submit.purpose is _PRELOAD:
             self._loads += len(submit.loads)
-        prefetch = submit.purpose is Purpose.PREFETCH
+        prefetch = submit.purpose is _PREFETCH
         for key, _, evicted in submit.loads:
             if evicted is not None:
                 self._resident.discard(evicted)

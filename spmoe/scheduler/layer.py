@@ -51,33 +51,33 @@ class Layers:
         resident, in_flight = residency.resident, residency.in_flight
         wanted, preloads = loads.predictor.wanted, loads.preloads
         cached, on_cpu = self._cpu_share(event) if self._assign is not None else (resident, ())
-        first, pin = event.layer * self._experts, residency.pinned.add
+        first = event.layer * self._experts
         hits: list[int] = []
         late: list[int] = []
         misses: list[int] = []
         used, present, absent, demanded = [], [], [], []
         for expert in event.experts:
             key = first + expert
-            if expert in on_cpu:
+            if on_cpu and expert in on_cpu:
                 if key in cached:
                     hits.append(expert)
                     used.append(key)
                 else:
                     (late if key in in_flight or key in wanted or key in preloads else misses).append(expert)
                 continue
-            pin(key)
             if key in resident:
                 hits.append(expert)
                 present.append(key)
+                continue
+            absent.append(key)
+            if key in in_flight:
+                late.append(expert)
             else:
-                absent.append(key)
-                if key in in_flight:
-                    late.append(expert)
-                else:
-                    (late if key in wanted or key in preloads else misses).append(expert)
-                    demanded.append(key)
-        for key in sorted(demanded) if self._miss.in_order else demanded:
-            loads.demand(key)
+                (late if key in wanted or key in preloads else misses).append(expert)
+                demanded.append(key)
+        residency.pinned.update(present, absent)
+        if demanded:
+            loads.demand(sorted(demanded) if self._miss.in_order else demanded)
         if absent and self._miss.whole_layer:
             present = self._demand_rest(first) + present
         present += absent  # Residents first; both kinds in routing order.
@@ -114,8 +114,7 @@ class Layers:
             for key in range(first, first + self._experts)
             if key not in residency.resident and key not in residency.in_flight and key not in loads.demands
         ]
-        for key in rest:
-            loads.demand(key)
+        loads.demand(rest)
         return rest
 
     def expects_computed(self, event: Computed) -> bool:

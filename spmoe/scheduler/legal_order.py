@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final
+from typing import Any
 
 from spmoe.scheduler.draft_window import DraftWindow
 from spmoe.scheduler.layer import Layers
@@ -46,19 +46,15 @@ class Phase(Enum):
     LAYER = "inside a layer"
 
 
-_LEADS_TO: Final = {
-    RequestBegun: Phase.READY,
-    PrefillBegun: Phase.PREFILL,
-    PrefillEnded: Phase.READY,
-    StepBegun: Phase.DRAFTING,
-    LayerReached: Phase.LAYER,
-    StepEnded: Phase.READY,
-}
-"""The phase behind an event; behind `LayerDone` it depends on the pass, and behind all others it stays."""
+_IDLE, _READY, _DRAFTING, _PREFILL, _VERIFY, _LAYER = Phase
+"""Phases by names of this module: on Python 3.11, looking one up in its enum takes longer than comparing it."""
 
 
 class LegalOrder:
-    """Where the driver stands, and which events may come there."""
+    """Where the driver stands, and which events may come there.
+
+    A method per kind of event says whether it is legal, and goes on to the phase that it leads to, if it is.
+    """
 
     def __init__(self, layers: Layers, window: DraftWindow, ahead: RunAhead, loads: Loads) -> None:
         """Reads these, and changes none of them."""
@@ -68,7 +64,7 @@ class LegalOrder:
         self._window = window
         self._ahead = ahead
         self._loads = loads
-        self._phase = Phase.IDLE
+        self._phase = _IDLE
         self._time = 0
         self._may_prefill = False
         self._legal: dict[type[Event], Callable[[Any], bool]] = {
@@ -92,66 +88,73 @@ class LegalOrder:
 
     def take(self, event: Event) -> None:
         """Go on to where the event leads; raises IllegalEvent where it does not belong here, or time runs backwards."""
-        kind = type(event)
         if event.time < self._time:
             raise IllegalEvent(f"time ran backwards from {self._time} ns: {event}")
-        if not self._legal[kind](event):
+        if not self._legal[type(event)](event):
             raise IllegalEvent(
                 f"not allowed {self._phase.value} (next layer {self._layers.next}, {self._window.drafted} of "
                 f"{self._window.gamma} tokens drafted): {event}"
             )
         self._time = event.time
-        if kind is LayerDone:
-            self._phase = Phase.VERIFY if self.verifying else Phase.PREFILL
-        elif kind in _LEADS_TO:
-            self._phase = _LEADS_TO[kind]
-            if kind is not LayerReached:
-                self._may_prefill = kind is RequestBegun
-                self.verifying = kind is StepBegun or (self.verifying and kind is not PrefillBegun)
+
+    def _go_on(self, phase: Phase) -> bool:
+        """The event is legal, and leads to that phase."""
+        self._phase = phase
+        return True
 
     def _request_begun(self, event: RequestBegun) -> bool:
-        return self._phase is Phase.IDLE or self._phase is Phase.READY
+        if self._phase is not _IDLE and self._phase is not _READY:
+            return False
+        self._may_prefill = True
+        return self._go_on(_READY)
 
     def _prefill_begun(self, event: PrefillBegun) -> bool:
-        return self._phase is Phase.READY and self._may_prefill and event.tokens > 0
+        if self._phase is not _READY or not self._may_prefill or event.tokens <= 0:
+            return False
+        self._may_prefill = self.verifying = False
+        return self._go_on(_PREFILL)
 
     def _prefill_ended(self, event: PrefillEnded) -> bool:
-        return self._phase is Phase.PREFILL and self._layers.passed
+        return self._phase is _PREFILL and self._layers.passed and self._go_on(_READY)
 
     def _step_begun(self, event: StepBegun) -> bool:
-        return self._phase is Phase.READY and event.limit >= 0
+        if self._phase is not _READY or event.limit < 0:
+            return False
+        self._may_prefill, self.verifying = False, True
+        return self._go_on(_DRAFTING)
 
     def _drafted(self, event: DraftPredicted | TokenDrafted) -> bool:
         if self._ahead.granted is not None:
             return self._ahead.expects(event)
-        return self._phase is Phase.DRAFTING and self._window.expects(event)
+        return self._phase is _DRAFTING and self._window.expects(event)
 
     def _layer_reached(self, event: LayerReached) -> bool:
-        if self._phase is Phase.DRAFTING:
+        if self._phase is _DRAFTING:
             between = self._window.closed
         else:
-            between = self._phase is Phase.VERIFY or self._phase is Phase.PREFILL
-        return between and event.layer == self._layers.next and not self._layers.passed
+            between = self._phase is _VERIFY or self._phase is _PREFILL
+        return between and event.layer == self._layers.next and not self._layers.passed and self._go_on(_LAYER)
 
     def _gate_predicted(self, event: GatePredicted) -> bool:
-        return self._phase is Phase.LAYER and event.layer == self._layers.next and not self._layers.passed
+        return self._phase is _LAYER and event.layer == self._layers.next and not self._layers.passed
 
     def _computed(self, event: Computed) -> bool:
-        return self._phase is Phase.LAYER and self._layers.expects_computed(event)
+        return self._phase is _LAYER and self._layers.expects_computed(event)
 
     def _host_computed(self, event: HostComputed) -> bool:
         return (
-            self._phase is Phase.LAYER
+            self._phase is _LAYER
             and self._layers.expects_from_cpu(event)
             and event.started <= event.ended <= event.time
         )
 
     def _layer_done(self, event: LayerDone) -> bool:
         return (
-            self._phase is Phase.LAYER
+            self._phase is _LAYER
             and event.layer == self._layers.next - 1
             and self._layers.complete
             and self._ahead.granted is None
+            and self._go_on(_VERIFY if self.verifying else _PREFILL)
         )
 
     def _batch_arrived(self, event: BatchArrived) -> bool:
@@ -162,7 +165,7 @@ class LegalOrder:
 
     def _link_awaited(self, event: LinkAwaited) -> bool:
         return (
-            self._phase is Phase.LAYER
+            self._phase is _LAYER
             and self.verifying
             and event.layer == self._layers.next - 1
             and self._ahead.granted is None
@@ -170,9 +173,9 @@ class LegalOrder:
 
     def _lead_stands(self, event: LeadStands) -> bool:
         ahead = self._ahead
-        verified = self._phase is Phase.VERIFY and self._layers.passed
+        verified = self._phase is _VERIFY and self._layers.passed
         return verified and not ahead.known and 0 < event.tokens < ahead.read
 
     def _step_ended(self, event: StepEnded) -> bool:
-        verified = self._phase is Phase.VERIFY and self._layers.passed
-        return verified and 0 <= event.accepted <= self._window.gamma
+        verified = self._phase is _VERIFY and self._layers.passed
+        return verified and 0 <= event.accepted <= self._window.gamma and self._go_on(_READY)

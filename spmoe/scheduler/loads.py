@@ -11,6 +11,9 @@ from spmoe.policy.parts.predictor import Predictor
 from spmoe.state.commands import Command, Load, Purpose, Submit
 from spmoe.state.residency import Residency
 
+_DEMAND, _PREFETCH, _PRELOAD = Purpose
+"""Purposes by names of this module: on Python 3.11, looking one up in its enum takes longer than comparing it."""
+
 
 class TransferFailed(RuntimeError):
     """A batch failed twice."""
@@ -39,21 +42,19 @@ class Loads:
         self._link_since = 0
         """Since when the link has worked on the first batch of those submitted."""
 
-    @property
-    def waiting(self) -> int:
-        """How many loads wait."""
-        return len(self.demands) + len(self.preloads) + len(self.predictor.wanted)
-
     def waits(self, key: int) -> bool:
         """Whether a load of `key` waits that is no demand load."""
         return key in self.predictor.wanted or key in self.preloads
 
-    def demand(self, key: int) -> None:
-        """Queue a load that the verifier waits for; one of the same key that waits becomes it."""
-        if key in self.predictor.wanted:
-            self.predictor.discard(key)
-        self.preloads.pop(key, None)
-        self.demands[key] = None
+    def demand(self, keys: Sequence[int]) -> None:
+        """Queue loads that the verifier waits for; what waits of the same keys becomes them."""
+        wanted, preloads = self.predictor.wanted, self.preloads
+        for key in keys:
+            if key in wanted:
+                self.predictor.discard(key)
+            if preloads:
+                preloads.pop(key, None)
+            self.demands[key] = None
 
     def preload(self, keys: Iterable[int]) -> None:
         """Queue those that are neither resident nor in flight."""
@@ -66,8 +67,13 @@ class Loads:
         """Batches for the link, as long as it has room, a load waits and a slot can be had."""
         submits: list[Command] = []
         while len(self.submitted) < self._depth:
-            purpose, keys = self._most_urgent()
-            loads = self._claim(keys, purpose)
+            if self.demands:
+                purpose, keys = _DEMAND, tuple(islice(self.demands, self._per_batch))
+            elif self.preloads:
+                purpose, keys = _PRELOAD, tuple(islice(self.preloads, self._per_batch))
+            else:
+                purpose, keys = _PREFETCH, tuple(self.predictor.next(self._per_batch))
+            loads = self._claim(keys, purpose) if keys else ()
             if not loads:
                 break
             batch = Submit(self._batches, purpose, loads)
@@ -78,16 +84,9 @@ class Loads:
             submits.append(batch)
         return submits
 
-    def _most_urgent(self) -> tuple[Purpose, Sequence[int]]:
-        """The loads to make a batch of, most urgent first."""
-        for purpose, waiting in ((Purpose.DEMAND, self.demands), (Purpose.PRELOAD, self.preloads)):
-            if waiting:
-                return purpose, tuple(islice(waiting, self._per_batch))
-        return Purpose.PREFETCH, self.predictor.next(self._per_batch)
-
     def _claim(self, keys: Sequence[int], purpose: Purpose) -> tuple[Load, ...]:
         """The loads of as many as get a slot; those no longer wait."""
-        claim, demand = self._residency.claim, purpose is Purpose.DEMAND
+        claim, demand = self._residency.claim, purpose is _DEMAND
         loads: list[Load] = []
         for key in keys:
             load = claim(key, demand)
@@ -95,7 +94,7 @@ class Loads:
                 break
             if demand:
                 del self.demands[key]
-            elif purpose is Purpose.PRELOAD:
+            elif purpose is _PRELOAD:
                 del self.preloads[key]
             else:
                 self.predictor.discard(key)

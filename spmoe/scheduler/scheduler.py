@@ -101,12 +101,13 @@ class Scheduler:
         Raises IllegalEvent where the event does not belong here or time ran backwards, and TransferFailed where a batch
         failed for the second time.
         """
-        time, loads = event.time, self.loads
+        time, kind, loads = event.time, type(event), self.loads
         self._order.take(event)
-        reply = self._handlers[type(event)](event)
-        waiting = loads.waiting
-        wants_more = self.predictor.look_ahead(time, waiting, len(loads.submitted))
-        if wants_more or (waiting and type(event) not in _FREES_NOTHING):
+        reply = self._handlers[kind](event)
+        predictor = self.predictor
+        waiting = len(loads.demands) + len(loads.preloads) + len(predictor.wanted)
+        wants_more = predictor.look_ahead(time, waiting, len(loads.submitted))
+        if wants_more or (waiting and kind not in _FREES_NOTHING):
             submits = loads.submit(time)
             if submits:
                 return tuple(submits) if reply is None else (*submits, reply)
@@ -196,8 +197,8 @@ class Scheduler:
 
     def _layer_done(self, event: LayerDone) -> None:
         self._layers.close()
-        if self._order.verifying:
-            self._window.stalled(sum(end - start for start, end in event.waits))
+        if event.waits and self._order.verifying:
+            self._window.stalled(sum([end - start for start, end in event.waits]))
         self.predictor.layer_done(event)
 
     # Transfers

@@ -34,11 +34,14 @@ class Window(NamedTuple):
     def routing(self) -> list[Routing]:
         """The needs of every layer, first to last."""
         layers = []
-        for cells in zip(*[line.routed for line in self.inputs], strict=True):
-            tokens: dict[int, int] = {}
-            for cell in cells:
+        for first, *drafted in zip(*[line.routed for line in self.inputs], strict=True):
+            tokens = dict.fromkeys(first, 1)  # A token's experts are distinct.
+            for cell in drafted:
                 for expert in cell:
-                    tokens[expert] = tokens.get(expert, 0) + 1
+                    if expert in tokens:
+                        tokens[expert] += 1
+                    else:
+                        tokens[expert] = 1
             layers.append(Routing(tuple(tokens), tuple(tokens.values())))
         return layers
 

@@ -46,16 +46,15 @@ def test_demand_overtakes_and_keeps_its_order() -> None:
     loads, predictor = waiting()
     predictor.want(1, 0, 9)
     loads.preload([2])
-    loads.demand(7)
-    loads.demand(3)
-    assert loads.waiting == 4
+    loads.demand([7])
+    loads.demand([3])
     assert drain(loads) == [
         (Purpose.DEMAND, [7]),
         (Purpose.DEMAND, [3]),
         (Purpose.PRELOAD, [2]),
         (Purpose.PREFETCH, [1]),
     ]
-    assert loads.waiting == 0
+    assert not (loads.demands or loads.preloads or predictor.wanted)
 
 
 def test_a_load_that_waits_becomes_a_demand_and_waits_no_longer() -> None:
@@ -63,8 +62,8 @@ def test_a_load_that_waits_becomes_a_demand_and_waits_no_longer() -> None:
     predictor.want(1, 5, 1)
     loads.preload([2])
     assert loads.waits(1) and loads.waits(2) and not loads.waits(3)
-    loads.demand(1)
-    loads.demand(2)
+    loads.demand([1])
+    loads.demand([2])
     loads.preload([2])
     assert not loads.waits(1) and not loads.waits(2)
     assert drain(loads) == [(Purpose.DEMAND, [1]), (Purpose.DEMAND, [2])]
@@ -74,7 +73,7 @@ def test_purposes_do_not_share_a_batch() -> None:
     loads, predictor = waiting(Batched(max_bytes=30))
     loads.preload([1, 3])
     predictor.want(2, 1, 0)
-    loads.demand(9)
+    loads.demand([9])
     assert drain(loads) == [(Purpose.DEMAND, [9]), (Purpose.PRELOAD, [1, 3]), (Purpose.PREFETCH, [2])]
 
 
@@ -90,7 +89,7 @@ def test_what_is_there_or_on_its_way_is_not_preloaded() -> None:
 def test_what_finds_no_slot_waits() -> None:
     loads, predictor = waiting(Batched(max_bytes=100), slots=2)
     for key in (1, 2, 3):
-        loads.demand(key)
+        loads.demand([key])
     (submit,) = loads.submit(0)
     assert isinstance(submit, Submit) and [load.key for load in submit.loads] == [1, 2]
     predictor.want(5, 0, 0)
@@ -101,7 +100,7 @@ def test_what_finds_no_slot_waits() -> None:
 def test_arrivals_by_the_pace_of_the_policy() -> None:
     loads, _ = waiting(Batched(max_bytes=20), depth=2)
     for key in (1, 2, 3):
-        loads.demand(key)
+        loads.demand([key])
     loads.submit(100)
     # The first batch of two loads begins after the latency; the second follows without another.
     assert list(loads.arrivals()) == [(1, 112), (2, 112), (3, 117)]
@@ -111,7 +110,7 @@ def test_arrivals_by_the_pace_of_the_policy() -> None:
 
 def test_a_batch_is_tried_twice() -> None:
     loads, _ = waiting()
-    loads.demand(1)
+    loads.demand([1])
     loads.submit(0)
     assert loads.failed(0).attempt == 2
     with pytest.raises(TransferFailed, match="batch 0 failed twice"):
@@ -130,7 +129,7 @@ def test_every_load_once_within_both_budgets_and_demand_alone(
     for key, deadline in deadlines.items():
         predictor.want(key, deadline, 0)
     for key in demands:
-        loads.demand(key)
+        loads.demand([key])
     batches = drain(loads)
     assert sorted(key for _, keys in batches for key in keys) == sorted([*deadlines, *demands])
     purposes = [purpose for purpose, _ in batches]
