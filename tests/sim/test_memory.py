@@ -19,12 +19,12 @@ from tests.conformance.cases import make_trace
 from tests.sim.files import write
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
-SHORT, LONG = 300, 1_200
+SHORT, LONG = 150, 600
 FORECASTS = {name: (((1, ONE // 2), (0, ONE // 4)),) * LAYERS for name in ("draft", "next_gate")}
 
 
 class Watched:
-    """A trace file that looks, every hundred lines, how much memory is held."""
+    """A trace file that looks, every fifty lines, how much memory is held."""
 
     def __init__(self, folder: Path, tokens: int) -> None:
         made = make_trace(7, LAYERS, EXPERTS, TOP_K, [tokens], prefills=False, agreement=1, empty=0)
@@ -39,7 +39,7 @@ class Watched:
 
     def __iter__(self) -> Iterator[TraceLine]:
         for number, line in enumerate(self._file):
-            if number % 100 == 99:
+            if number % 50 == 49:
                 gc.collect()  # The interpreter's stock of freed tuples fills for a long time; this empties it.
                 self.most = max(self.most, tracemalloc.get_traced_memory()[0])
             yield line

@@ -27,6 +27,8 @@ from spmoe.trace.excerpt import excerpt  # noqa: E402
 from spmoe.trace.reader import TraceFile  # noqa: E402
 from tests.paths import TRACES  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("measured")  # One process: the measurement that most tests read is taken once.
+
 Out = pytest.CaptureFixture[str]
 
 TRACE = TRACES / "pico.jsonl"
