@@ -218,7 +218,8 @@ class Engine(Closing):
         self._busy = True
         text = None if self.plan.tokenizer is None else TextPieces(self.plan.tokenizer)
         done = 0
-        request = SampledRequest(self._requests, prompt, budget, ends, sampler, self._session.lengths)
+        session = self._session
+        request = SampledRequest(self._requests, prompt, budget, ends, sampler, session.lengths, session.draft_room)
         self._requests += 1
         with self.plan.oom_as_input_error(), closing(self._decoder.run(request)) as rounds:
             for tokens in rounds:

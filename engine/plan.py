@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from engine.checkpoints.model_pair import (
     find_tokenizer,
     require_folder,
 )
+from engine.decoding.kv_cache import can_roll_back
 from engine.decoding.layer_map import match_layers
+from engine.decoding.positions import has_learned_positions, trained_positions
 from engine.device import bits_of, resolve_device, resolve_dtype
 from engine.earlier_run import EarlierRun
 from engine.memory.host_store import require_memory
@@ -47,8 +49,9 @@ class TooLong(InputError):
 class Plan:
     """Models, policy and room of a run.
 
-    `draft` is the draft's folder; `layer_map` as in `Draft`; `fallback` says why `recipe` is not the one asked for.
-    `tokenizer` is None where the model has none.  `draft_bytes` is what the draft takes in memory.
+    `draft` is the draft's folder; `layer_map` as in `DraftModel`; `fallback` says why `recipe` is not the one asked
+    for, and `notes` what else is not as may be expected.  `tokenizer` is None where the model has none.  `draft_bytes`
+    is what the draft takes in memory.
     """
 
     device: torch.device
@@ -61,6 +64,7 @@ class Plan:
     tokenizer: Any
     recipe: Recipe
     fallback: str
+    notes: tuple[str, ...]
     setting: Setting
     config: SchedulerConfig
     context: int
@@ -117,17 +121,19 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     layers = find_moe_layers(blueprint.shell)
     check_kernel(options.kernel, layers, blueprint.layout, device, str(model))
     tokenizer = find_tokenizer(model)
+    draft, stateful = _usable(draft, blueprint)
     shell = None if draft is None else read_shell(draft, dtype)
     for name, length in (("gamma", options.gamma), ("gamma_max", options.gamma_max)):
-        if shell is None and length:
+        if shell is None and length and not stateful:
             raise InputError(f"{name}: expected a draft model to draft {length} tokens with, got none")
     if draft is not None:
         read_checkpoint(draft)  # Its files are there and whole: better known now than when the target is loaded.
         _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
+        _check_rollback(shell, draft)
     shape = None if draft is None else describe_draft(shell, model_name(draft))
     layer_map, why = _match(layers, blueprint.shell, shell, options)
     recipe, fallback = _choose(options, layers, layer_map, why)
-    context = _context(options, {model: blueprint.shell} if draft is None else {model: blueprint.shell, draft: shell})
+    context, beyond = _context(options, model, blueprint.shell)
     setting = resolve_setting(
         _header(blueprint, shape, context, Source("recorded", "", "", ""), 1),
         context,
@@ -157,6 +163,7 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         tokenizer=tokenizer,
         recipe=recipe,
         fallback=fallback,
+        notes=tuple(filter(None, (stateful, beyond))),
         setting=setting,
         config=config,
         context=context,
@@ -177,24 +184,24 @@ def _room(options: Options, device: torch.device) -> dict[str, Any]:
     return {"cache": CPU_CACHE} if device.type == "cpu" else {"vram": torch.cuda.mem_get_info(device)[0]}
 
 
-def _context(options: Options, shells: Mapping[Path, Any]) -> int:
-    """Tokens of the longest request: as asked for, within the positions that the models know."""
-    limits = {
-        folder: limit
-        for folder, shell in shells.items()
-        if (limit := getattr(shell.config.get_text_config(), "max_position_embeddings", None)) is not None
-    }
+def _context(options: Options, model: Path, shell: Any) -> tuple[int, str]:
+    """Tokens of the longest request, as asked for, and what is to be said of it.
+
+    As plain transformers does, a model goes on behind the positions that it is made for, unless they are a table.
+    """
+    limit = trained_positions(shell.config)
     if options.context is None:
-        return min(CONTEXT, *limits.values()) if limits else CONTEXT
+        return (CONTEXT if limit is None else min(CONTEXT, limit)), ""
     if options.context < 2:
         raise InputError(f"context: expected at least 2 tokens, got {options.context}")
-    for folder, limit in limits.items():
-        if options.context > limit:
-            raise TooLong(
-                f"{folder}: the model has positions for {limit} tokens, expected no more than that of prompt and "
-                f"output, got {options.context}"
-            )
-    return options.context
+    if limit is None or options.context <= limit:
+        return options.context, ""
+    if has_learned_positions(shell):
+        raise TooLong(
+            f"{model}: the model has positions for {limit} tokens, expected no more than that of prompt and output, "
+            f"got {options.context}"
+        )
+    return options.context, f"{model}: the model is made for {limit:,} positions; what lies behind may make no sense"
 
 
 def _match(
@@ -228,6 +235,24 @@ def _choose(
     if instead is None:
         raise InputError(f"policy {asked.name}: needs forecasts that are not to be had: {reason}")
     return instead, f"{instead.name} stands in for {asked.name}: {reason}"
+
+
+def _usable(draft: Path | None, blueprint: Blueprint) -> tuple[Path | None, str]:
+    """The draft, unless its target could not take back a token that it rejects; then why it is left out."""
+    if draft is None or can_roll_back(blueprint.shell.config):
+        return draft, ""
+    return None, (
+        f"{blueprint.checkpoint.folder}: layers of {type(blueprint.shell).__name__} fold all tokens into one state, "
+        "from which none can be taken out again: it runs without speculation, and the draft is not loaded"
+    )
+
+
+def _check_rollback(draft: Any, folder: Path) -> None:
+    if not can_roll_back(draft.config):
+        raise InputError(
+            f"{folder}: layers of {type(draft).__name__} fold all tokens into one state, from which rejected ones "
+            "cannot be taken out again; expected a draft with attention only"
+        )
 
 
 def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -> None:

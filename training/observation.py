@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.decoding.layer_map import draft_norms, match_layers
-from engine.moe.layers import MoeLayer, Routing, find_moe_layers
+from engine.moe.layers import MoeLayer, find_moe_layers
+from engine.moe.router import Routing
 from spmoe.errors import InputError
 from training.likelihood import BATCH
 from training.routers import record_routing

@@ -68,7 +68,7 @@ def orders(seen: Pass, layers: Sequence[MoeLayer], tables: Tables) -> Iterator[d
 def _asked(layer: MoeLayer, residual: torch.Tensor) -> Order:
     """The order in which the router of `layer` has the experts for states [T, hidden] of a residual stream."""
     assert layer.norm is not None
-    return _ordered(layer.route(layer.norm(residual)).logits)
+    return _ordered(layer.router.route(layer.norm(residual)).logits)
 
 
 def _ordered(scores: torch.Tensor) -> Order:

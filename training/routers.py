@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from engine.moe.layers import MoeLayer, Routing
+from engine.moe.layers import MoeLayer
+from engine.moe.router import Routing
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def record_routing(layers: Sequence[MoeLayer]) -> Iterator[list[Routing]]:
     def hear(_router: torch.nn.Module, _inputs: Any, output: Any) -> None:
         routings.append(Routing(*output))
 
-    hooks = [layer.router.register_forward_hook(hear) for layer in layers]
+    hooks = [layer.router.module.register_forward_hook(hear) for layer in layers]
     try:
         yield routings
     finally:
@@ -36,7 +37,7 @@ def route_at_random(layers: Sequence[MoeLayer], generator: torch.Generator) -> I
         drawn = torch.rand(logits.shape, generator=generator).topk(experts.shape[-1]).indices
         return logits, weights, drawn
 
-    hooks = [layer.router.register_forward_hook(draw) for layer in layers]
+    hooks = [layer.router.module.register_forward_hook(draw) for layer in layers]
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ def upcycle(dense: Any, recipe: Recipe, sample: torch.Tensor) -> Any:
             for name, each in layer.expert_parameters().items():
                 noise = torch.randn(each.shape, generator=generator) * (recipe.noise * copies[name].std())
                 each.copy_(copies[name] + noise)
-            router: Any = layer.router
+            router: Any = layer.router.module
             router.weight.copy_(draw_router(states[layer.decoder_layer], recipe.experts, recipe.liveliness, generator))
     return model
 

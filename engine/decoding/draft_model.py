@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from engine.decoding.forward import Forward
 from engine.decoding.layer_map import draft_norms
@@ -44,12 +43,8 @@ class DraftModel:
         """`layer_map`: for each of the target's MoE layers the draft layer whose states stand for its own; None where
         the draft's states tell nothing.  `predicted`: for how many leading layers the policy needs forecasts.  With
         `recorded`, every pass makes those of all layers."""
-        self._run = Forward(model)
-        self._device = next(model.parameters()).device
+        self._run = Forward(model, rolls_back=True)
         self._recorded = recorded
-        self._cache = DynamicCache()
-        self._seen = 0
-        """Tokens of the request that are in the cache."""
         self._pass: Coroutine | None = None
         """The pass under way."""
         self._forecasting = recorded
@@ -69,8 +64,7 @@ class DraftModel:
 
     def begin(self) -> None:
         """A new request: nothing is in the context."""
-        self._cache = DynamicCache()
-        self._seen = 0
+        self._run.begin()
 
     @property
     def running(self) -> bool:
@@ -81,7 +75,7 @@ class DraftModel:
         """Begins a pass that reads what it has not read of `tokens`, all of the request so far."""
         self._found.clear()
         self._rows = 1
-        self._pass = Coroutine(partial(self._forward, tokens[self._seen :]))
+        self._pass = Coroutine(partial(self._forward, tokens[self._run.length :]))
 
     def forecasts(self, first: int, end: int, poll: Poll) -> tuple[Forecast, ...]:
         """Goes on with the pass until it has forecasts for layers `first` to `end` (exclusive), and returns them."""
@@ -115,11 +109,7 @@ class DraftModel:
 
     def forget(self, length: int) -> None:
         """Keeps the first `length` tokens of the request at most, and of those that were being read none."""
-        self._seen = min(self._seen, length)
-        layers: list[Any] = self._cache.layers
-        for layer in layers:
-            if (excess := layer.get_seq_length() - self._seen) > 0:
-                layer.crop(-excess)
+        self._run.forget(length)
 
     def review(self, tokens: Sequence[int]) -> list[tuple[int, int, tuple[Forecast, ...] | None]]:
         """For each token of a finished request: what the draft would have proposed next, the probability (/65536), and
@@ -145,10 +135,7 @@ class DraftModel:
 
     def _forward(self, tokens: Sequence[int], keep: int = 1) -> torch.Tensor:
         # A token that only the target has (vocabularies are padded) is read as another: the guess is worse, no more.
-        inputs = torch.tensor([tokens], device=self._device).clamp_(max=self._vocabulary - 1)
-        logits = self._run(inputs, self._cache, keep)
-        self._seen += len(tokens)
-        return logits
+        return self._run([min(token, self._vocabulary - 1) for token in tokens], keep)
 
     def _layer_reached(
         self, matching: Sequence[MoeLayer], _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]

@@ -6,6 +6,7 @@ from collections.abc import Sequence, Set
 
 import torch
 
+from engine.decoding.draft_room import DraftRoom
 from engine.decoding.request import Acceptance, DraftLengths, RoundLimits, RouterOutput
 from engine.decoding.sampler import Proposal, Sampler
 from engine.decoding.to_host import fixed_point
@@ -16,9 +17,17 @@ class SampledRequest:
     """Greedy decoding or sampling behind a prompt; a `Request`."""
 
     def __init__(
-        self, number: int, prompt: Sequence[int], budget: int, ends: Set[int], sampler: Sampler, lengths: DraftLengths
+        self,
+        number: int,
+        prompt: Sequence[int],
+        budget: int,
+        ends: Set[int],
+        sampler: Sampler,
+        lengths: DraftLengths,
+        room: DraftRoom,
     ) -> None:
-        """At most `budget` >= 1 tokens are put out; the first of `ends` is the last."""
+        """At most `budget` >= 1 tokens are put out; the first of `ends` is the last.  Rounds draft as
+        many tokens as there is `room` for."""
         self.number = number
         self.prompt: Sequence[int] = tuple(prompt)
         self.skipped: Sequence[int] = ()
@@ -27,6 +36,7 @@ class SampledRequest:
         self._length = len(prompt) + budget
         self._ends = ends
         self._lengths = lengths
+        self._room = room
 
     @property
     def position(self) -> int:
@@ -42,7 +52,9 @@ class SampledRequest:
             return None
         # Whether a token drawn in the round before is verified must not depend on what it has brought about since.
         biased = self._lengths.chosen and not self.sampler.greedy
-        return RoundLimits(min(self._lengths.gamma, left - 1), 0 if biased else self._lengths.reach(left))
+        most = self._room.most(self.position)
+        stays = biased or most < self._lengths.gamma
+        return RoundLimits(min(most, left - 1), 0 if stays else self._lengths.reach(left))
 
     def routing(self, layer: int, output: RouterOutput) -> RouterOutput:
         return output

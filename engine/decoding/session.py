@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.decoding.draft_model import DraftModel
+from engine.decoding.draft_room import DraftRoom
 from engine.decoding.drafter import Drafter
+from engine.decoding.positions import trained_positions
 from engine.decoding.recorder import Recorder
 from engine.decoding.request import DraftLengths
+from engine.decoding.rope import LengthDependentRope
 from engine.decoding.target_model import TargetModel
 from engine.execution.clock import Clock
 from engine.execution.cpu_worker import HostWorker
@@ -79,19 +82,31 @@ class Session(Closing):
             layers = find_moe_layers(weights.target)
             computation = choose(kernel, layers, slots)
             self.target = TargetModel(
-                weights.target, layers, weights.store, slots, host, computation, signals, recorder
+                weights.target,
+                layers,
+                weights.store,
+                slots,
+                host,
+                computation,
+                signals,
+                recorder,
+                rolls_back=weights.draft is not None,
             )
             stack.callback(self.target.release)
             self.drafter: Drafter | None = None
             """None where nothing is drafted."""
             self.lengths = DraftLengths()
             """How far a draft may go."""
+            positions: int | None = None
             if weights.draft is not None:
+                positions = trained_positions(weights.draft.config)
                 predicted = self.scheduler.predictor.predicted_layers
                 draft = DraftModel(weights.draft, layers, layer_map, predicted, recorder is not None)
                 stack.callback(draft.release)
                 self.drafter = Drafter(draft, recorder)
                 self.lengths = DraftLengths.of(self.scheduler.recipe.speculation, config.gamma, config.chooses)
+            self.draft_room = DraftRoom(self.lengths.gamma, LengthDependentRope(weights.target), positions)
+            """The same, by where a round begins."""
             self._stack = stack.pop_all()
 
     def close(self) -> None:

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from engine.decoding.forward import Forward
 from engine.decoding.layer_experts import LayerExperts
 from engine.decoding.recorder import Recorder
 from engine.decoding.request import Request, RouterOutput
+from engine.decoding.rope import LengthDependentRope
 from engine.decoding.to_host import forecasts, fractions, read
 from engine.execution.coroutine import Coroutine, suspend
 from engine.execution.cpu_worker import HostWorker
@@ -43,10 +43,11 @@ class TargetModel:
         computation: Computation,
         signals: RouterSignals,
         recorder: Recorder | None,
+        rolls_back: bool,
     ) -> None:
-        self._run = Forward(model)
+        """`rolls_back`: whether windows hold drafted tokens, which may have to leave the context again."""
+        self._run = Forward(model, rolls_back)
         self._layers = layers
-        self._device = slots.device
         self._computation = computation
         self._signals = signals
         self._recorder = recorder
@@ -58,8 +59,10 @@ class TargetModel:
         """Whose it is."""
         self._prefill = False
         """Whether it reads a prompt."""
+        self._rows = 1
+        """How many tokens it goes on with.  It reads more where the model has to read its context once more."""
         self._residual: torch.Tensor
-        self._cache = DynamicCache()
+        self._rope = LengthDependentRope(model)
         self._experts = [LayerExperts(layer, store, slots, host) for layer in layers]
         install(model, layers, self._layer_reached)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -70,12 +73,13 @@ class TargetModel:
 
     def begin(self) -> None:
         """A new request: nothing is in the context."""
-        self._cache = DynamicCache()
+        self._run.begin()
+        self._rope.reset()
 
     def skim(self, tokens: Sequence[int]) -> None:
         """Puts `tokens` into the context without experts, unknown to the driver: for a trace whose requests begin
         behind a prompt that was not recorded."""
-        self._forward(tokens, 1)
+        self._run(tokens, 1)
 
     def start_prompt(self, request: Request) -> None:
         """Begins a pass over a request's prompt."""
@@ -108,8 +112,7 @@ class TargetModel:
 
     def forget(self, tokens: int) -> None:
         """Takes the last `tokens` tokens out of the context."""
-        if tokens:
-            self._cache.crop(-tokens)
+        self._run.forget(self._run.length - tokens)
 
     def release(self) -> None:
         """Lets go of everything, since the model's layers know this object: it cannot be used any more."""
@@ -119,12 +122,8 @@ class TargetModel:
         self.__dict__.clear()
 
     def _start(self, request: Request, tokens: Sequence[int], keep: int, prefill: bool) -> None:
-        self._request, self._prefill = request, prefill
-        self._pass = Coroutine(partial(self._forward, tokens, keep))
-
-    def _forward(self, tokens: Sequence[int], keep: int) -> torch.Tensor:
-        inputs = torch.tensor([tokens], device=self._device)
-        return self._run(inputs, self._cache, keep)
+        self._request, self._prefill, self._rows = request, prefill, len(tokens)
+        self._pass = Coroutine(partial(self._run, tokens, keep))
 
     def _keep_residual(self, _norm: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         self._residual = arguments[0]
@@ -138,7 +137,7 @@ class TargetModel:
         output = self._request.routing(layer.index, self._read_routing(layer, experts, weights))
         experts, weights, chosen, shares, next_gate, gates = output
         if self._recorder is not None:
-            self._recorder.routed(layer.index, chosen, shares, next_gate)
+            self._recorder.routed(layer.index, chosen[-self._rows :], shares[-self._rows :], next_gate)
         if self._signals.gate is not None and len(chosen) == 1 and not self._prefill:
             keep = self._signals.gate.keeps(layer.index, len(self._layers), tuple(shares[0]))
             experts, weights, chosen = experts[:, :keep], weights[:, :keep], [chosen[0][:keep]]
@@ -167,7 +166,8 @@ class TargetModel:
         chosen: list[list[int]] = ids.tolist()
         gates: tuple[Forecast, ...] = ()
         if self._signals.gates and not self._prefill:
-            gates = tuple(tuple(zip(*each, strict=True)) for each in zip(chosen, shares, strict=True))
+            rows = zip(chosen[-self._rows :], shares[-self._rows :], strict=True)
+            gates = tuple(tuple(zip(*each, strict=True)) for each in rows)
         return RouterOutput(experts, weights, chosen, shares, next_gate, gates)
 
     def _next_gate(self, layer: MoeLayer) -> tuple[torch.Tensor, ...]:
@@ -175,4 +175,4 @@ class TargetModel:
         following = self._layers[layer.index + 1 : layer.index + 2]
         if not following or self._prefill or not self._needs_next_gate or following[0].norm is None:
             return ()
-        return following[0].forecast(self._residual.flatten(0, -2))
+        return following[0].forecast(self._residual.flatten(0, -2)[-self._rows :])

@@ -7,21 +7,16 @@ stacked parameters `[experts, ...]`, beside the router that chooses among them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import torch
 
 from engine.memory.layout import Layout
+from engine.moe.router import Router, find_router
 from spmoe.errors import InputError
 from spmoe.machine.geometry import Geometry
 
-
-class Routing(NamedTuple):
-    """What a router says of T tokens: `logits` [T, experts], `weights` and `experts` (int64) [T, top_k] by rank."""
-
-    logits: torch.Tensor
-    weights: torch.Tensor
-    experts: torch.Tensor
+_TOP_K: Final = ("num_experts_per_tok", "top_k_experts", "num_experts_per_token", "moe_topk", "moe_k")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,16 +24,23 @@ class MoeLayer:
     """One layer with routed experts.
 
     `index` counts these layers only, from 0; `decoder_layer` counts all.  `name` is the dotted name of `experts`.
-    `norm` is what the residual stream after attention goes through on its way to the router; None where the family
-    calls it otherwise than all known ones do.
+    `norm` is what the residual stream after attention goes through on its way to the router; None where that cannot be
+    asked about other states than the layer's own: the family calls its norm otherwise than all known ones do, or its
+    router looks at more than states.
     """
 
     index: int
     decoder_layer: int
     name: str
     experts: Any  # a module; transformers does not tell the types of its attributes
-    router: torch.nn.Module
+    router: Router
     norm: torch.nn.Module | None
+
+    def top_k(self, config: Any) -> int:
+        """Experts per token: as the router says, or else the model's text configuration."""
+        return self.router.top_k or next(
+            int(value) for name in _TOP_K if (value := getattr(config, name, None)) is not None
+        )
 
     def expert_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The stacked parameters by name: those whose first dimension counts the experts."""
@@ -51,20 +53,13 @@ class MoeLayer:
         stacked = self.expert_parameters()
         return Layout.of({name: (tuple(each.shape[1:]), each.dtype) for name, each in stacked.items()})
 
-    def route(self, states: torch.Tensor) -> Routing:
-        """The router's choice for `states` [T, hidden], normalised as the layer's own input is."""
-        first, weights, last = self.router(states)
-        if last.is_floating_point():  # Granite in transformers 5.17 gives the experts first
-            first, last = last, first
-        return Routing(first, weights, last)
-
     def forecast(self, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the router would say to states [T, hidden] of a residual stream after attention, this layer's or not.
 
         Returns experts (int64) [T, top_k] by rank, and the gate's probabilities of them (float32) [T, top_k].
         """
         assert self.norm is not None
-        logits, _, experts = self.route(self.norm(residual))
+        logits, _, experts = self.router.route(self.norm(residual))
         return experts, logits.float().softmax(-1).gather(1, experts)
 
     def drop_experts(self) -> None:
@@ -83,8 +78,8 @@ def find_moe_layers(model: torch.nn.Module) -> tuple[MoeLayer, ...]:
     for name, module in model.named_modules():
         if is_experts(module):
             block = name.rpartition(".")[0]
-            router = _router(model.get_submodule(block), name)
-            norm = attention_norm(model.get_submodule(block.rpartition(".")[0]))
+            router = find_router(model.get_submodule(block), name)
+            norm = attention_norm(model.get_submodule(block.rpartition(".")[0])) if router.top_k else None
             number = next((int(part) for part in reversed(name.split(".")) if part.isdigit()), len(layers))
             layers.append(MoeLayer(len(layers), number, name, module, router, norm))
     return tuple(layers)
@@ -92,7 +87,8 @@ def find_moe_layers(model: torch.nn.Module) -> tuple[MoeLayer, ...]:
 
 def attention_norm(decoder_layer: torch.nn.Module) -> torch.nn.Module | None:
     """The norm behind a decoder layer's attention: its input is the residual stream that the layer's MLP sees."""
-    norm = getattr(decoder_layer, "post_attention_layernorm", None)
+    # Where attention has norms on both sides, the MLP has one of its own.
+    norm = getattr(decoder_layer, "pre_feedforward_layernorm", getattr(decoder_layer, "post_attention_layernorm", None))
     return norm if isinstance(norm, torch.nn.Module) else None
 
 
@@ -126,7 +122,7 @@ def read_geometry(model: Any, name: str, source: str) -> Geometry:
         name=name,
         layers=len(layers),
         experts=layers[0].experts.num_experts,
-        top_k=config.num_experts_per_tok,
+        top_k=layers[0].top_k(config),
         expert_params=experts // keys,
         dense_params=sum(each.numel() for each in model.parameters()) - experts,
         hidden=config.hidden_size,
@@ -143,10 +139,3 @@ def kv_values(config: Any) -> int:
         return latent + int(config.qk_rope_head_dim)
     head: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * head * int(config.num_key_value_heads)
-
-
-def _router(block: torch.nn.Module, experts: str) -> torch.nn.Module:
-    for child in block.children():
-        if "Router" in type(child).__name__:
-            return child
-    raise InputError(f"{experts}: expected a router beside the experts")

@@ -129,10 +129,8 @@ class LegalOrder:
         return self._phase is _DRAFTING and self._window.expects(event)
 
     def _layer_reached(self, event: LayerReached) -> bool:
-        if self._phase is _DRAFTING:
-            between = self._window.closed
-        else:
-            between = self._phase is _VERIFY or self._phase is _PREFILL
+        phase = self._phase
+        between = self._window.closed if phase is _DRAFTING else phase is _VERIFY or phase is _PREFILL
         return between and event.layer == self._layers.next and not self._layers.passed and self._go_on(_LAYER)
 
     def _gate_predicted(self, event: GatePredicted) -> bool:

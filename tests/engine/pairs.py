@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 import torch
-from transformers import DynamicCache, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from engine.checkpoints.loader import quiet
 from engine.cli.trace_output import trace_of
@@ -251,13 +251,12 @@ def drafting(guess: Callable[[Sequence[int]], int]) -> Iterator[None]:
 
 def replay(model: Any, prompt: Sequence[int], heard: Sequence[Heard]) -> Iterator[torch.Tensor]:
     """The logits of `model` in the passes of one request, with everything in memory and nothing in between."""
-    cache, run = DynamicCache(), Forward(model)
+    run = Forward(model, rolls_back=True)
     inputs = list(prompt)
     for drafted, _, (accepted, next_token) in heard:
         with torch.inference_mode():
-            yield run(torch.tensor([[*inputs, *drafted]]), cache, 1 + len(drafted))
-        if len(drafted) > accepted:
-            cache.crop(accepted - len(drafted))
+            yield run([*inputs, *drafted], 1 + len(drafted))
+        run.forget(run.length + accepted - len(drafted))
         inputs = [next_token]
 
 

@@ -95,7 +95,7 @@ def test_closing_frees_threads_and_memory(pair: tuple[Path, Path]) -> None:
     try:
         engine = Engine.from_pretrained(*pair, cache=0.5, record=True)
         engine.generate(PROMPT, 8)
-        routers = [layer.router for layer in find_moe_layers(engine._model)]
+        routers = [layer.router.module for layer in find_moe_layers(engine._model)]
         owned = [engine._model, engine._draft_model, engine._store, engine._slots, *routers]
         large = [weakref.ref(each) for each in owned]
         del routers, owned

@@ -67,16 +67,23 @@ def test_bytes_of_the_type_count(pair: Pair) -> None:
     assert plan_of(pair, dtype="float64").draft_bytes == 2 * plan_of(pair).draft_bytes
 
 
-def test_nobody_asks_for_more_positions_than_the_models_have(pair: Pair, tmp_path: Path) -> None:
+def test_more_positions_than_a_model_is_made_for(pair: Pair, tmp_path: Path) -> None:
+    """Plain transformers goes on behind them, and says so; the draft's do not count, since it can stop."""
     target, draft = pair
     short = edited(target, tmp_path / "target", lambda config: config.update(max_position_embeddings=100))
     shorter = edited(draft, tmp_path / "draft", lambda config: config.update(max_position_embeddings=60))
-    assert plan_of((short, draft)).context == 100
-    assert plan_of((short, shorter)).context == 60
-    assert plan_of((short, shorter), context=60).context == 60
-    for folders, context, name, limit in (((short, draft), 101, "target", 100), ((short, shorter), 61, "draft", 60)):
-        with pytest.raises(InputError, match=f"{name}: the model has positions for {limit} tokens.*got {context}"):
-            plan_of(folders, context=context)
+    assert plan_of((short, draft)).context == plan_of((short, shorter)).context == 100
+    assert plan_of((short, draft), context=100).notes == ()
+    (note,) = plan_of((short, shorter), context=101).notes
+    assert note.endswith("target: the model is made for 100 positions; what lies behind may make no sense")
+
+
+def test_stretched_rotary_embeddings_are_made_for_more(pair: Pair, tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+    changes = {"max_position_embeddings": 40, "head_dim": 8, "rope_parameters": yarn}
+    folder = edited(pair[0], tmp_path / "t", lambda config: config.update(changes))
+    assert plan_of((folder, pair[1])).context == 128
+    assert plan_of((folder, pair[1]), context=128).notes == ()
 
 
 def test_a_request_that_does_not_fit(pair: Pair) -> None:

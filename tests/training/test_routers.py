@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from engine.moe.layers import Routing, find_moe_layers
+from engine.moe.layers import find_moe_layers
+from engine.moe.router import Routing
 from training.models import empty_sparse
 from training.recipe import MICRO
 from training.routers import balance_loss, entropy, record_routing, route_at_random, usage, z_loss

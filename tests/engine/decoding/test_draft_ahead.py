@@ -164,10 +164,10 @@ def test_a_token_half_read_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, pair
 
     def checked(self: DraftModel, length: int) -> None:
         nonlocal half_read
-        layers: list[Any] = self._cache.layers
+        layers: list[Any] = self._run._cache.layers
         half_read += len({layer.get_seq_length() for layer in layers}) > 1
         forget(self, length)
-        assert {layer.get_seq_length() for layer in layers} <= {self._seen}
+        assert {layer.get_seq_length() for layer in layers} <= {self._run.length}
 
     monkeypatch.setattr(Drafter, "propose", compared)
     monkeypatch.setattr(DraftModel, "forget", checked)

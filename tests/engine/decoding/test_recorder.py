@@ -193,7 +193,7 @@ def plain_forward(model: Any, text: Sequence[int]) -> Seen:
     for layer in find_moe_layers(model):
         assert layer.norm is not None
         hooks += [
-            layer.router.register_forward_hook(lambda _module, _inputs, output: routed.append(output[2])),
+            layer.router.module.register_forward_hook(lambda _module, _inputs, output: routed.append(output[2])),
             layer.norm.register_forward_pre_hook(lambda _module, inputs: residuals.append(inputs[0].flatten(0, -2))),
         ]
     model(torch.tensor([text]))

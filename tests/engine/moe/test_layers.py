@@ -173,11 +173,12 @@ def test_routers_choose_what_the_experts_compute(family: str) -> None:
     states: list[torch.Tensor] = []
     received: list[tuple[torch.Tensor, ...]] = []
     for layer in layers:
-        layer.router.register_forward_pre_hook(lambda _, args: states.append(args[0]))
+        layer.router.module.register_forward_pre_hook(lambda _, args: states.append(args[0]))
         layer.experts.register_forward_pre_hook(lambda _, args: received.append(args[1:]))
     with torch.no_grad():
         model(tokens(6))
-        routings = [layer.route(state.flatten(0, -2)) for layer, state in zip(layers, states.copy(), strict=True)]
+        pairs = zip(layers, states.copy(), strict=True)
+        routings = [layer.router.route(state.flatten(0, -2)) for layer, state in pairs]
     for (experts, weights), routing in zip(received, routings, strict=True):
         assert experts.shape == (6, FAMILIES[family].top_k)
         assert torch.equal(routing.experts, experts)
