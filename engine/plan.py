@@ -19,7 +19,7 @@ from engine.checkpoints.model_pair import (
     find_tokenizer,
     require_folder,
 )
-from engine.decoding.kv_cache import can_roll_back
+from engine.decoding.kv_cache import lasting_layers
 from engine.decoding.layer_map import match_layers
 from engine.decoding.positions import has_learned_positions, trained_positions
 from engine.device import bits_of, resolve_device, resolve_dtype
@@ -239,19 +239,19 @@ def _choose(
 
 def _usable(draft: Path | None, blueprint: Blueprint) -> tuple[Path | None, str]:
     """The draft, unless its target could not take back a token that it rejects; then why it is left out."""
-    if draft is None or can_roll_back(blueprint.shell.config):
+    if draft is None or not (lasting := lasting_layers(blueprint.shell)):
         return draft, ""
     return None, (
-        f"{blueprint.checkpoint.folder}: layers of {type(blueprint.shell).__name__} fold all tokens into one state, "
-        "from which none can be taken out again: it runs without speculation, and the draft is not loaded"
+        f"{blueprint.checkpoint.folder}: what a rejected token leaves in layers of {type(blueprint.shell).__name__} "
+        f"({', '.join(lasting)}) cannot be taken out again, so it runs without speculation, and without the draft"
     )
 
 
 def _check_rollback(draft: Any, folder: Path) -> None:
-    if not can_roll_back(draft.config):
+    if lasting := lasting_layers(draft):
         raise InputError(
-            f"{folder}: layers of {type(draft).__name__} fold all tokens into one state, from which rejected ones "
-            "cannot be taken out again; expected a draft with attention only"
+            f"{folder}: what a rejected token leaves in layers of {type(draft).__name__} ({', '.join(lasting)}) cannot "
+            "be taken out again; expected a draft with plain attention only"
         )
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.pages [NAME ...] [--check]
 
 Without NAME: all that are made from committed results and from the registry.  `engine-run` runs the command that the
-README shows and quotes its output.  `--check` writes nothing, names the pages that are out of date and exits with 1 if
+README shows and quotes its output; `models` tries every family with routed experts that transformers has.  `--check` writes nothing, names the pages that are out of date and exits with 1 if
 there are any.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from benchmarks.files import ROOT
-from benchmarks.pages import demo, engine_run, fidelity, foresight, order, policies, prediction
+from benchmarks.pages import demo, engine_run, fidelity, foresight, models, order, policies, prediction
 from benchmarks.pages.markers import Block, updated
 from spmoe.files import atomic_write
 
@@ -30,7 +30,7 @@ MEASURED: Mapping[str, Callable[[], Iterator[Block]]] = MappingProxyType(
     }
 )
 """From committed results and the registry: the same on every machine."""
-WRITERS = MappingProxyType({**MEASURED, "engine-run": engine_run.blocks})
+WRITERS = MappingProxyType({**MEASURED, "engine-run": engine_run.blocks, "models": models.blocks})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -32,7 +32,7 @@ class Forward:
 
     def begin(self) -> None:
         """A new request: nothing is in the context."""
-        self._cache = new_cache(self._model.config)
+        self._cache = new_cache(self._model)
         self._context: list[int] = []
 
     @property
@@ -44,11 +44,13 @@ class Forward:
         """Reads `tokens` behind the context, which grows by them; returns the logits [keep, vocabulary] of the last
         `keep`."""
         context = [*self._context, *tokens]
-        if self._context and self._rolls_back:
+        if self._rolls_back and self._context and self._cache is not None:
             record_past(self._cache)
         ids = torch.tensor([context], device=self._device)
         mask = torch.ones_like(ids)
-        options: dict[str, Any] = {self._cache_name: self._cache, "attention_mask": mask, "use_cache": True}
+        options: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
+        if self._cache is not None:
+            options[self._cache_name] = self._cache
         if self._has_positions:
             options["position_ids"] = self._model._prepare_position_ids_for_generation(ids, options)
         if self._keeps:
@@ -69,5 +71,5 @@ class Forward:
     def forget(self, length: int) -> None:
         """Keeps the first `length` tokens of the context at most, and nothing of a pass that did not end."""
         del self._context[length:]
-        if self._rolls_back:
+        if self._rolls_back and self._cache is not None:
             crop(self._cache, len(self._context))

@@ -8,18 +8,29 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 
-def new_cache(config: Any) -> DynamicCache:
-    """An empty cache of the kind that `generate` makes for a model of that configuration: of every layer what it
-    needs."""
-    return DynamicCache(config=config.get_text_config(decoder=True))
+def new_cache(model: Any) -> DynamicCache | None:
+    """An empty cache of the kind that `generate` makes for `model`: of every layer what it needs.
 
-
-def can_roll_back(config: Any) -> bool:
-    """Whether tokens can be taken out of a cache again, exactly.
-
-    Layers that fold all tokens into one state (linear attention, mamba, convolutions) cannot: a state has no tokens.
+    None where the model makes one of its own in its first pass.
     """
-    return bool(new_cache(config).is_croppable)
+    if not model._supports_default_dynamic_cache():
+        return None
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def lasting_layers(model: Any) -> tuple[str, ...]:
+    """Kinds of layers from whose cache a token cannot be taken out again, exactly; often there are none.
+
+    Those are layers that fold all tokens into one state (linear attention, mamba, convolutions), and what a family
+    brings along itself, such as compressed keys and values.
+    """
+    cache = new_cache(model)
+    if cache is None:
+        return ("a cache of its own",)
+    lasting = [
+        layer for layer in cache.layers if not layer.is_croppable or type(layer).__module__ != DynamicCache.__module__
+    ]
+    return tuple(dict.fromkeys(type(layer).__name__ for layer in lasting))
 
 
 def record_past(cache: DynamicCache) -> None:

@@ -37,10 +37,11 @@ class MoeLayer:
     norm: torch.nn.Module | None
 
     def top_k(self, config: Any) -> int:
-        """Experts per token: as the router says, or else the model's text configuration."""
-        return self.router.top_k or next(
-            int(value) for name in _TOP_K if (value := getattr(config, name, None)) is not None
-        )
+        """Experts per token: as the router says, or else the model's text configuration, for all layers or each."""
+        if self.router.top_k is not None:
+            return self.router.top_k
+        found = next(value for name in _TOP_K if (value := getattr(config, name, None)) is not None)
+        return int(found[self.decoder_layer] if isinstance(found, list | tuple) else found)
 
     def expert_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The stacked parameters by name: those whose first dimension counts the experts."""
@@ -70,15 +71,12 @@ class MoeLayer:
 
 
 def find_moe_layers(model: torch.nn.Module) -> tuple[MoeLayer, ...]:
-    """The MoE layers of `model` in the order of computation; none for a dense model.
-
-    Raises InputError where the experts have no router beside them.
-    """
+    """The MoE layers of `model` in the order of computation; none for a dense model."""
     layers: list[MoeLayer] = []
     for name, module in model.named_modules():
         if is_experts(module):
             block = name.rpartition(".")[0]
-            router = find_router(model.get_submodule(block), name)
+            router = find_router(model.get_submodule(block))
             norm = attention_norm(model.get_submodule(block.rpartition(".")[0])) if router.top_k else None
             number = next((int(part) for part in reversed(name.split(".")) if part.isdigit()), len(layers))
             layers.append(MoeLayer(len(layers), number, name, module, router, norm))

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from spmoe.errors import InputError
-
 
 class Routing(NamedTuple):
     """What a router says of T tokens: `logits` [T, experts], `weights` and `experts` (int64) [T, top_k] by rank."""
@@ -23,8 +21,8 @@ class Routing(NamedTuple):
 class Router:
     """A router and what it is given besides states: tensors of the block around it that correct its scores.
 
-    `top_k` experts are chosen per token; None where the router looks at more than that, such as the tokens' ids, and
-    cannot be asked.  `batched`: it expects states with a dimension for the batch.
+    `top_k` experts are chosen per token; None where the router looks at more than states, such as the tokens' ids, or
+    is no module of its own, and so cannot be asked.  `batched`: it expects states with a dimension for the batch.
     """
 
     module: Any  # transformers does not tell the types of its attributes
@@ -40,12 +38,12 @@ class Router:
         return Routing(*(each.reshape(len(states), -1) for each in (first, weights, last)))
 
 
-def find_router(block: torch.nn.Module, experts: str) -> Router:
-    """The router in the `block` around the module called `experts`; InputError where there is none."""
+def find_router(block: torch.nn.Module) -> Router:
+    """The router in the `block` around a module of experts; one that cannot be asked where `block` itself chooses."""
     for child in block.children():
         if "Router" in type(child).__name__:
             return _tried(Router(child, _arguments(child, block)))
-    raise InputError(f"{experts}: expected a router beside the experts")
+    return Router(None)
 
 
 def _arguments(router: torch.nn.Module, block: torch.nn.Module) -> tuple[torch.Tensor, ...]:
