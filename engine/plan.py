@@ -16,9 +16,9 @@ from engine.checkpoints.model_pair import (
     check_tokenizers,
     describe_draft,
     describe_target,
-    find_tokenizer,
     require_folder,
 )
+from engine.checkpoints.tokenizer_files import find_tokenizer
 from engine.decoding.layer_map import match_layers
 from engine.device import bits_of, resolve_device, resolve_dtype
 from engine.earlier_run import EarlierRun

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from engine.checkpoints.checkpoint import read_json
+from engine.checkpoints.checkpoint import read_checkpoint, read_json
 from engine.checkpoints.checksums import check_sums
-from engine.checkpoints.loader import check_loaded, load_tokenizer, quiet, refusing
+from engine.checkpoints.loader import fill_model, read_shell
 from engine.moe.layers import find_moe_layers, kv_values
 from spmoe.errors import InputError
 from spmoe.machine.geometry import Geometry
@@ -18,8 +17,6 @@ from spmoe.trace.schema import DraftShape, ModelShape
 
 _SHOWN = 40
 """Characters of a token in a message."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def require_folder(folder: Path) -> None:
@@ -40,12 +37,6 @@ def check_folders(*folders: Path | None) -> None:
             require_folder(folder)
 
 
-def find_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`, None where there is none; InputError for one that cannot be loaded."""
-    there = any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    return load_tokenizer(folder) if there else None
-
-
 def load_draft(folder: str | Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The model in `folder`, all of it on `device`, in evaluation mode.  InputError for whatever is wrong with it."""
     # What is the default for experts knows no float64.
@@ -54,22 +45,10 @@ def load_draft(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
 
 def load_whole(folder: str | Path, dtype: torch.dtype, device: torch.device, experts: str | None) -> Any:
     """The same; `experts` names transformers' way to compute experts (None: its default)."""
-    with refusing(f"{folder}: the model cannot be loaded"), quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            experts_implementation=experts,
-            ignore_mismatched_sizes=True,  # reported below, in one line
-            output_loading_info=True,
-        )
-    model, report = loaded
-    check_loaded(model, report, folder)
-    with torch.no_grad():
-        for each in [*model.parameters(), *model.buffers()]:
-            each.data = each.data.clone()  # No views of a mapped file, which may be replaced.
+    folder = Path(folder)
+    shell, checkpoint = read_shell(folder, dtype), read_checkpoint(folder)
+    # None is said, too: a shell has chosen its own way for the meta device.
+    model = fill_model(type(shell), shell, checkpoint, checkpoint.tensors, dtype, experts_implementation=experts)
     return model.to(device).eval()
 
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from engine.checkpoints.bundled import NAME as SHIPPED
 from engine.checkpoints.bundled import bundled_pair
 from engine.checkpoints.checkpoint import model_name
-from engine.checkpoints.loader import quiet, read_shell
+from engine.checkpoints.loader import read_shell
 from engine.checkpoints.model_pair import describe_draft, describe_target, require_folder
+from engine.checkpoints.refusing import quiet
 from engine.decoding.layer_map import match_layers
 from engine.decoding.session import Weights
 from engine.memory.host_store import SharedStore, available_memory, require_memory

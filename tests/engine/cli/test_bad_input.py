@@ -164,7 +164,7 @@ def test_broken_experts(refused: Refused, pair: Pair, tmp_path: Path) -> None:
 def test_half_a_generation_configuration(refused: Refused, pair: Pair, tmp_path: Path) -> None:
     folder = copy(pair[0], tmp_path / "broken")
     (folder / "generation_config.json").write_text("{")
-    assert "generation_config.json cannot be loaded" in refused("--model", folder, *PROMPT)
+    assert "generation_config.json: expected JSON" in refused("--model", folder, *PROMPT)
 
 
 @pytest.mark.parametrize("ends", ['"x"', "1e400", "[[1]]", "[1, 1.5]", "true"])
@@ -172,7 +172,8 @@ def test_ends_that_are_no_tokens(refused: Refused, pair: Pair, tmp_path: Path, e
     folder = copy(pair[0], tmp_path / "broken")
     (folder / "generation_config.json").write_text(f'{{"eos_token_id": {ends}}}')
     said = refused("--model", folder, *PROMPT, "--against-plain")
-    assert f"error: {folder}: eos_token_id: expected numbers of tokens, got " in said
+    path = folder / "generation_config.json"
+    assert f"error: {path}: field eos_token_id: expected numbers of tokens, got " in said
 
 
 def test_layers_without_any_expert(refused: Refused, pair: Pair, tmp_path: Path) -> None:
