@@ -47,8 +47,9 @@ class TooLong(InputError):
 class Plan:
     """Models, policy and room of a run.
 
-    `draft` is the draft's folder; `layer_map` as in `Draft`; `fallback` says why `recipe` is not the one asked for.
-    `tokenizer` is None where the model has none.  `draft_bytes` is what the draft takes in memory.
+    `draft` is the draft's folder; `layer_map` as in `Draft`; `fallback` says why `recipe` is not the one asked for,
+    `notes` what else whoever asked should know.  `tokenizer` is None where the model has none.  `draft_bytes` is what
+    the draft takes in memory.
     """
 
     device: torch.device
@@ -61,6 +62,7 @@ class Plan:
     tokenizer: Any
     recipe: Recipe
     fallback: str
+    notes: tuple[str, ...]
     setting: Setting
     config: SchedulerConfig
     context: int
@@ -121,9 +123,10 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     for name, length in (("gamma", options.gamma), ("gamma_max", options.gamma_max)):
         if shell is None and length:
             raise InputError(f"{name}: expected a draft model to draft {length} tokens with, got none")
+    notes: tuple[str, ...] = ()
     if draft is not None:
         read_checkpoint(draft)  # Its files are there and whole: better known now than when the target is loaded.
-        _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
+        notes = _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
     shape = None if draft is None else describe_draft(shell, model_name(draft))
     layer_map, why = _match(layers, blueprint.shell, shell, options)
     recipe, fallback = _choose(options, layers, layer_map, why)
@@ -157,6 +160,7 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         tokenizer=tokenizer,
         recipe=recipe,
         fallback=fallback,
+        notes=notes,
         setting=setting,
         config=config,
         context=context,
@@ -230,12 +234,13 @@ def _choose(
     return instead, f"{instead.name} stands in for {asked.name}: {reason}"
 
 
-def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -> None:
+def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -> tuple[str, ...]:
     theirs = find_tokenizer(folder)
     if tokenizer is not None and theirs is not None:
-        check_tokenizers(tokenizer, theirs, str(folder))
-    elif (ours := target.config.get_text_config().vocab_size) != draft.config.get_text_config().vocab_size:
+        return check_tokenizers(tokenizer, theirs, str(folder))
+    if (ours := target.config.get_text_config().vocab_size) != draft.config.get_text_config().vocab_size:
         raise InputError(
             f"{folder}: expected a vocabulary of {ours} tokens, as the target's, got "
             f"{draft.config.get_text_config().vocab_size}"
         )
+    return ()

@@ -104,6 +104,20 @@ def repository_of(folder: Path) -> str | None:
     return around.name.removeprefix(_CACHED).replace("--", "/", 1)
 
 
+def missing_files(folder: Path) -> list[str]:
+    """Files that should be in `folder` and are not: configuration, weights, and what a link leads to."""
+    if (folder / _SINGLE).is_file() or not (folder / _INDEX).is_file():
+        expected = {_SINGLE}
+    else:
+        expected = set(_read_index(folder / _INDEX).values())
+    there = {path.name for path in folder.iterdir()}
+    broken = {name for name in there if not (folder / name).exists()}
+    if _SINGLE in expected and _SINGLE not in there:
+        # Weights of another kind are another fault.
+        expected = set() if any(Path(name).suffix in _PICKLES for name in there) else expected
+    return sorted(broken | ({"config.json", *expected} - there))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the JSON file `path`; InputError for anything else."""
     try:

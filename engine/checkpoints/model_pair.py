@@ -53,8 +53,16 @@ def load_whole(folder: str | Path, dtype: torch.dtype, device: torch.device, exp
 
 
 def describe_draft(model: Any, name: str) -> DraftShape:
-    """What a trace says of the draft `model`; what is active is counted as `spmoe.machine.geometry.DraftModel` does."""
+    """What a trace says of the draft `model`; what is active is counted as `spmoe.machine.geometry.DraftModel` does.
+
+    Raises InputError for a model without attention.
+    """
     config = model.config.get_text_config()
+    if getattr(config, "num_attention_heads", None) is None:
+        raise InputError(
+            f"{name}: {type(model).__name__} keeps a state instead of keys and values, and cannot go back behind a "
+            "rejected token; expected a draft with attention"
+        )
     params = sum(each.numel() for each in model.parameters())
     read, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     layers = find_moe_layers(model)
@@ -77,20 +85,36 @@ def describe_target(geometry: Geometry) -> ModelShape:
     )
 
 
-def check_tokenizers(target: Any, draft: Any, source: str) -> None:
-    """InputError where the draft's tokenizer gives a token another number than the target's.
+def check_tokenizers(target: Any, draft: Any, source: str) -> tuple[str, ...]:
+    """InputError where the draft's tokenizer gives a token another number than the target's; notes on what differs and
+    does no harm.
 
-    Tokens that only one of them has are fine: vocabularies are padded and extended.
+    Tokens that only one of them has are fine: vocabularies are padded and extended.  So are special and added tokens
+    that only their names tell apart: text never becomes one of them by chance, and models exchange numbers.
     """
     ours, theirs = target.get_vocab(), draft.get_vocab()
     names = {number: token for token, number in ours.items()}
+    added = _added(target) & _added(draft)
+    renamed: list[str] = []
     for token, number in sorted(theirs.items(), key=lambda item: item[1]):
         known = ours.get(token)
-        if known != number and (known is not None or number in names):
-            raise InputError(
-                f"{source}: expected the target's tokenizer; token {number} is {token[:_SHOWN]!r} to the draft and "
-                f"{names.get(number, 'nothing')[:_SHOWN]!r} to the target"
-            )
+        if known == number or (known is None and number not in names):
+            continue
+        differs = (
+            f"{number} is {token[:_SHOWN]!r} to the draft and {names.get(number, 'nothing')[:_SHOWN]!r} to the target"
+        )
+        if known is not None or number not in added:
+            raise InputError(f"{source}: expected the target's tokenizer; token {differs}")
+        renamed.append(differs)
+    if not renamed:
+        return ()
+    more = f", as {len(renamed) - 1:,} more" if len(renamed) > 1 else ""
+    return (f"{source}: special token {renamed[0]}{more}; they are taken for the same",)
+
+
+def _added(tokenizer: Any) -> set[int]:
+    """The numbers of tokens that text is not made of: special ones, and those added to the vocabulary."""
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
 def _require_directory(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.checkpoints.bundled import bundled_pair
+from engine.checkpoints.hub_cache import find_checkpoint
 from engine.checkpoints.model_pair import check_folders
 from engine.cli.prompts import Prompt, encode_prompts
 from engine.options import Options
@@ -31,7 +32,9 @@ def find_models(options: argparse.Namespace) -> Models:
     """The models that the command line names, or the bundled pair, checked; InputError where they are not as they
     should be."""
     if options.model is not None:
-        models = Models(Path(options.model), None if options.draft is None else Path(options.draft))
+        models = Models(
+            find_checkpoint(options.model), None if options.draft is None else find_checkpoint(options.draft)
+        )
     elif options.draft is not None:
         raise InputError("--draft: expected --model too")
     else:
