@@ -80,7 +80,7 @@ def load_tokenizer(folder: str | Path) -> Any:
                     copy, config=config, local_files_only=True, trust_remote_code=False
                 )
         except InputError as error:
-            if "trust_remote_code" in str(error):
+            if "custom code which must be executed" in str(error):
                 raise InputError(
                     f"{folder / _CONFIG}: field auto_map: the tokenizer has code of its own, which is never run"
                 ) from None
