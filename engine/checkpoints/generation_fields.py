@@ -12,17 +12,17 @@ from engine.checkpoints.refusing import refusing
 from spmoe.errors import InputError
 
 _FILE: Final = "generation_config.json"
-_TOKENS: Final = ("eos_token_id",)
-_WHOLE: Final = ("bos_token_id", "decoder_start_token_id", "max_length", "max_new_tokens", "min_length")
-_WHOLE_TOO: Final = ("min_new_tokens", "no_repeat_ngram_size", "num_beams", "pad_token_id", "top_k")
-_NUMBERS: Final = ("epsilon_cutoff", "eta_cutoff", "length_penalty", "min_p", "repetition_penalty", "temperature")
-_NUMBERS_TOO: Final = ("top_h", "top_p", "typical_p")
-_FLAGS: Final = ("do_sample", "output_attentions", "output_hidden_states", "use_cache", "_from_model_config")
+_WHOLE: Final = "a whole number"
+_NUMBER: Final = "a number"
+_FLAG: Final = "true or false"
 _EXPECTED: Final = {
-    **dict.fromkeys(_TOKENS, "numbers of tokens"),
-    **dict.fromkeys((*_WHOLE, *_WHOLE_TOO), "a whole number"),
-    **dict.fromkeys((*_NUMBERS, *_NUMBERS_TOO), "a number"),
-    **dict.fromkeys(_FLAGS, "true or false"),
+    "eos_token_id": "numbers of tokens",
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id", "top_k", "num_beams"), _WHOLE),
+    **dict.fromkeys(("max_length", "max_new_tokens", "min_length", "min_new_tokens", "no_repeat_ngram_size"), _WHOLE),
+    **dict.fromkeys(("temperature", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"), _NUMBER),
+    **dict.fromkeys(("repetition_penalty", "length_penalty"), _NUMBER),
+    **dict.fromkeys(("do_sample", "use_cache", "output_attentions", "output_hidden_states"), _FLAG),
+    "_from_model_config": _FLAG,
 }
 """The fields that are read, each with what it holds unless it is null."""
 
@@ -45,10 +45,10 @@ def read_generation_config(folder: Path) -> Any:
 
 
 def _holds(expected: str, value: Any) -> bool:
-    if expected == "true or false":
+    if expected == _FLAG:
         return isinstance(value, bool)
-    if expected == "a number":
+    if expected == _NUMBER:
         return type(value) in (int, float)
-    if expected == "a whole number":
+    if expected == _WHOLE:
         return type(value) is int
     return all(type(each) is int for each in (value if isinstance(value, list) else [value]))

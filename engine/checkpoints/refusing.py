@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from transformers.utils import logging
 
+from engine.memory.out_of_memory import is_out_of_memory
 from spmoe.errors import InputError
 
 
@@ -19,6 +20,8 @@ def refusing(problem: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # No fault of the input; whoever loads knows which budget to lower.
         why = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{problem}: {why[:200]}") from None
 
