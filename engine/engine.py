@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from engine.checkpoints.hub_cache import find_checkpoint
 from engine.checkpoints.loader import load_experts, load_rest
 from engine.checkpoints.model_pair import check_folders, load_draft
 from engine.decoding.decoder import Decoder
@@ -92,7 +93,7 @@ class Engine(Closing):
 
         Raises InputError, one line, for whatever is wrong with folders or options.
         """
-        folders = Path(model), None if draft is None else Path(draft)
+        folders = find_checkpoint(model), None if draft is None else find_checkpoint(draft)
         check_folders(*folders)
         return cls(make_plan(*folders, Options(**options)), record=record)
 

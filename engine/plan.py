@@ -16,9 +16,9 @@ from engine.checkpoints.model_pair import (
     check_tokenizers,
     describe_draft,
     describe_target,
-    find_tokenizer,
     require_folder,
 )
+from engine.checkpoints.tokenizer_files import find_tokenizer
 from engine.decoding.kv_cache import lasting_layers
 from engine.decoding.layer_map import match_layers
 from engine.decoding.positions import has_learned_positions, trained_positions
@@ -126,9 +126,10 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     for name, length in (("gamma", options.gamma), ("gamma_max", options.gamma_max)):
         if shell is None and length and not stateful:
             raise InputError(f"{name}: expected a draft model to draft {length} tokens with, got none")
+    notes: tuple[str, ...] = ()
     if draft is not None:
         read_checkpoint(draft)  # Its files are there and whole: better known now than when the target is loaded.
-        _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
+        notes = _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
         _check_rollback(shell, draft)
     shape = None if draft is None else describe_draft(shell, model_name(draft))
     layer_map, why = _match(layers, blueprint.shell, shell, options)
@@ -163,7 +164,7 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         tokenizer=tokenizer,
         recipe=recipe,
         fallback=fallback,
-        notes=tuple(filter(None, (stateful, beyond))),
+        notes=(*notes, *filter(None, (stateful, beyond))),
         setting=setting,
         config=config,
         context=context,
@@ -255,12 +256,13 @@ def _check_rollback(draft: Any, folder: Path) -> None:
         )
 
 
-def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -> None:
+def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -> tuple[str, ...]:
     theirs = find_tokenizer(folder)
     if tokenizer is not None and theirs is not None:
-        check_tokenizers(tokenizer, theirs, str(folder))
-    elif (ours := target.config.get_text_config().vocab_size) != draft.config.get_text_config().vocab_size:
+        return check_tokenizers(tokenizer, theirs, str(folder))
+    if (ours := target.config.get_text_config().vocab_size) != draft.config.get_text_config().vocab_size:
         raise InputError(
             f"{folder}: expected a vocabulary of {ours} tokens, as the target's, got "
             f"{draft.config.get_text_config().vocab_size}"
         )
+    return ()

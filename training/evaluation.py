@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from engine.checkpoints.loader import load_tokenizer
 from engine.checkpoints.model_pair import check_folders, load_whole
+from engine.checkpoints.tokenizer_files import load_tokenizer
 from engine.moe.layers import find_moe_layers
 from spmoe.errors import InputError
 from spmoe.trace.reliability import Reliability

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoints.loader import load_tokenizer
 from engine.checkpoints.model_pair import check_folders
+from engine.checkpoints.tokenizer_files import load_tokenizer
 from training.corpus import Corpus
 from training.likelihood import spread
 from training.origin import check_corpus

@@ -22,7 +22,7 @@ import transformers
 
 from engine.checkpoints.checkpoint import read_json
 from engine.checkpoints.checksums import SUMS, write_sums
-from engine.checkpoints.loader import quiet
+from engine.checkpoints.refusing import quiet
 from spmoe.errors import InputError
 from spmoe.files import atomic_write
 from training.corpus import LICENCE, Corpus

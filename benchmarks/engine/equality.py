@@ -10,8 +10,8 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.engine.families import SMALL, tiny_model
-from engine.checkpoints.loader import quiet
 from engine.checkpoints.model_pair import load_whole
+from engine.checkpoints.refusing import quiet
 from engine.decoding.kv_cache import lasting_layers
 from engine.engine import Engine
 from engine.options import DEFAULT_POLICY

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, processors
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
-from engine.checkpoints.loader import quiet
+from engine.checkpoints.refusing import quiet
 
 TARGET: Final = "random-target"
 DRAFT: Final = "random-draft"

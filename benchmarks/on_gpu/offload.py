@@ -22,8 +22,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.engine.random_pair import PairShape, write_random_pair
 from benchmarks.on_gpu.worker import Task
-from engine.checkpoints.loader import quiet
 from engine.checkpoints.model_pair import load_whole
+from engine.checkpoints.refusing import quiet
 from engine.engine import Engine
 
 PROMPT: Final = list(range(60, 92))

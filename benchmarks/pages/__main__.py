@@ -3,8 +3,8 @@
     python -m benchmarks.pages [NAME ...] [--check]
 
 Without NAME: all that are made from committed results and from the registry.  `engine-run` runs the command that the
-README shows and quotes its output; `models` tries every family with routed experts that transformers has.  `--check` writes nothing, names the pages that are out of date and exits with 1 if
-there are any.
+README shows and quotes its output; `models` tries every family with routed experts that transformers has.  `--check`
+writes nothing, names the pages that are out of date and exits with 1 if there are any.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from spmoe.files import reason
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _PICKLES: Final = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+_CACHED: Final = "models--"
 _PARTS: Final = ("draft", "target")
 _FLOATS: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64,
@@ -58,7 +59,8 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`: `model.safetensors`, or the files named in `model.safetensors.index.json`.
+    """The checkpoint in `folder`: `model.safetensors`, or the files named in `model.safetensors.index.json`.  Where
+    both are there, the former counts, as in transformers.
 
     Raises InputError for a missing or truncated file, for an index that names tensors its files do not hold, and for a
     folder with pickle files only.
@@ -78,11 +80,42 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, tensors)
 
 
+def unread_index(folder: Path) -> str:
+    """The end of a message about weights that are missing: which files were read, where two could have been."""
+    both = (folder / _SINGLE).is_file() and (folder / _INDEX).is_file()
+    return f"; {_SINGLE} was read, and not the files in {_INDEX} beside it" if both else ""
+
+
 def model_name(folder: Path) -> str:
-    """What the model in `folder` is called: as the folder is, behind the name of the one around it where it only tells
-    the model's part in a pair."""
+    """What the model in `folder` is called: as its repository where it is a snapshot in the hub's cache, else as the
+    folder is, behind the name of the one around it where it only tells the model's part in a pair."""
     folder = folder.resolve()
+    repository = repository_of(folder)
+    if repository is not None:
+        return repository
     return f"{folder.parent.name}-{folder.name}" if folder.name in _PARTS else folder.name
+
+
+def repository_of(folder: Path) -> str | None:
+    """`X/Y` where `folder` is `models--X--Y` in the hub's cache, or a snapshot in it."""
+    around = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    if not around.name.startswith(_CACHED):
+        return None
+    return around.name.removeprefix(_CACHED).replace("--", "/", 1)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Files that should be in `folder` and are not: configuration, weights, and what a link leads to."""
+    if (folder / _SINGLE).is_file() or not (folder / _INDEX).is_file():
+        expected = {_SINGLE}
+    else:
+        expected = set(_read_index(folder / _INDEX).values())
+    there = {path.name for path in folder.iterdir()}
+    broken = {name for name in there if not (folder / name).exists()}
+    if _SINGLE in expected and _SINGLE not in there:
+        # Weights of another kind are another fault.
+        expected = set() if any(Path(name).suffix in _PICKLES for name in there) else expected
+    return sorted(broken | ({"config.json", *expected} - there))
 
 
 def read_json(path: Path) -> dict[str, Any]:

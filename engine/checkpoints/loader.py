@@ -4,30 +4,25 @@ The model is built hollow: its expert modules have no parameters, so nothing is 
 moment.  The experts go from the checkpoint's mapped files straight into the blobs of the host store.  The peak of
 anonymous memory is therefore one model.
 
-All is read from a local folder; no code from it runs (`auto_map` is ignored), and nothing is asked of other machines.
+All is read from a local folder; no code from it runs, and nothing is asked of other machines: transformers is given
+configurations and tensors, and never the folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-)
-from transformers.utils import logging
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-from engine.checkpoints.checkpoint import Checkpoint, model_name, read_checkpoint, read_json
+from engine.checkpoints.checkpoint import Checkpoint, model_name, read_checkpoint, unread_index
+from engine.checkpoints.generation_fields import read_generation_config
+from engine.checkpoints.refusing import refusing
+from engine.checkpoints.trusted_config import read_config
 from engine.checkpoints.weight_map import WeightMap, map_weights, write_piece
 from engine.memory.host_store import HostStore, require_memory
 from engine.memory.layout import Layout
@@ -85,30 +80,46 @@ def load_rest(blueprint: Blueprint) -> Any:
 
     Raises InputError where tensors are missing or have other shapes than the configuration says.
     """
-    folder = blueprint.checkpoint.folder
-    model_class = type(blueprint.shell)
-    with blueprint.checkpoint.slices() as slices, quiet():
-        model, report = _hollow(model_class).from_pretrained(
-            None,
-            config=blueprint.shell.config,
-            state_dict={name: slices[name] for name in blueprint.weight_map.rest},
-            dtype=blueprint.dtype,
-            ignore_mismatched_sizes=True,  # reported below, in one line
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        # What needed no conversion is still a view of a mapped file, which may be replaced or leave the page cache.
-        for tensor in chain(model.parameters(), model.buffers()):
-            tensor.data = tensor.data.clone()
-    check_loaded(blueprint.shell, report, folder)
-    model.__class__ = model_class
-    model.name_or_path = model.config.name_or_path = str(folder)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = _read("generation_config.json", GenerationConfig, folder)
+    checkpoint, names = blueprint.checkpoint, blueprint.weight_map.rest
+    model = fill_model(_hollow(type(blueprint.shell)), blueprint.shell, checkpoint, names, blueprint.dtype)
+    model.__class__ = type(blueprint.shell)
     return model
 
 
-def check_loaded(model: Any, report: Mapping[str, Any], folder: str | Path) -> None:
+def fill_model(
+    model_class: Any, shell: Any, checkpoint: Checkpoint, names: Iterable[str], dtype: torch.dtype, **options: Any
+) -> Any:
+    """A model of that class, as `shell` (whole, on the meta device) is configured, with the tensors of these names, on
+    the CPU and in memory of its own.
+
+    `options` are transformers' for loading.  Raises InputError where tensors are missing or have other shapes than the
+    configuration says.
+    """
+    folder = checkpoint.folder
+    with checkpoint.slices() as slices, refusing(f"{folder}: the model cannot be loaded"):
+        model, report = model_class.from_pretrained(
+            None,
+            config=shell.config,
+            state_dict={name: slices[name] for name in names},
+            dtype=dtype,
+            ignore_mismatched_sizes=True,  # reported below, in one line
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+        # What needed no conversion is still a view of a mapped file, which may be replaced or leave the page cache.
+        with torch.no_grad():
+            for tensor in chain(model.parameters(), model.buffers()):
+                tensor.data = tensor.data.clone()
+    _check_loaded(shell, report, folder)
+    model.name_or_path = model.config.name_or_path = str(folder)
+    generation = read_generation_config(folder)
+    if generation is not None:
+        model.generation_config = generation
+    return model
+
+
+def _check_loaded(model: Any, report: Mapping[str, Any], folder: Path) -> None:
     """InputError where transformers' `report` says that the tensors in `folder` are not those of `model` (whole, on any
     device).
 
@@ -117,7 +128,7 @@ def check_loaded(model: Any, report: Mapping[str, Any], folder: str | Path) -> N
     for name, found, expected in sorted(report["mismatched_keys"]):
         raise InputError(f"{folder}: tensor {name}: expected shape {list(expected)}, got {list(found)}")
     for name in sorted(report["missing_keys"]):
-        raise InputError(f"{folder}: no tensor for {name}")
+        raise InputError(f"{folder}: no tensor for {name}{unread_index(folder)}")
     for name in _stray(model, report["unexpected_keys"]):
         raise InputError(f"{folder}: tensor {name}: the model in config.json has none of that name")
 
@@ -147,29 +158,15 @@ def load_experts(blueprint: Blueprint, store: HostStore) -> None:
                 write_piece(piece, slices[piece.name], blueprint.layout.views(store.blob(key)), row)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in `folder`; InputError where there is none or it needs code of its own."""
-    return _read("tokenizer", AutoTokenizer, Path(folder), trust_remote_code=False)
-
-
 def read_shell(folder: Path, dtype: torch.dtype) -> Any:
     """The whole model on the meta device, from the configuration alone.
 
     Raises InputError for what is not supported: quantised weights, models of other kinds, code of their own.
     """
     path = folder / "config.json"
-    given = read_json(path)
-    family = given.get("model_type")
-    if family not in CONFIG_MAPPING:
-        code = " and has code of its own (auto_map), which is never run" if "auto_map" in given else ""
-        raise InputError(f"{path}: model type {family!r} is unknown to transformers{code}")
-    for field in ("quantization_config", "compression_config"):
-        if given.get(field):
-            method = given[field].get("quant_method") if isinstance(given[field], dict) else given[field]
-            raise InputError(f"{path}: quantisation {method!r} is not supported; expected plain weights")
-    config = _read("config.json", AutoConfig, folder, trust_remote_code=False)
+    config = read_config(folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"{path}: model type {family!r} is no causal language model")
+        raise InputError(f"{path}: model type {config.model_type!r} is no causal language model")
     with refusing(f"{path}: no model can be built from it"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
@@ -184,34 +181,3 @@ def _hollow(model_class: Any) -> Any:
 
     # transformers looks up how to convert a checkpoint by the name and the module of the class.
     return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
-
-
-def _read(what: str, reader: Any, folder: Path, **options: Any) -> Any:
-    """`reader.from_pretrained(folder)`, nothing but local files; InputError for whatever it has against them."""
-    with refusing(f"{folder}: {what} cannot be loaded"):
-        return reader.from_pretrained(folder, local_files_only=True, **options)
-
-
-@contextmanager
-def refusing(problem: str) -> Iterator[None]:
-    """Says in one line what transformers has against its input: it checks in many ways, with an exception for each."""
-    try:
-        with quiet():
-            yield
-    except Exception as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{problem}: {why[:200]}") from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and warnings of transformers: what matters is raised."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

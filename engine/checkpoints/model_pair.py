@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from engine.checkpoints.checkpoint import read_json
+from engine.checkpoints.checkpoint import read_checkpoint, read_json
 from engine.checkpoints.checksums import check_sums
-from engine.checkpoints.loader import check_loaded, load_tokenizer, quiet, refusing
+from engine.checkpoints.loader import fill_model, read_shell
 from engine.moe.layers import find_moe_layers, kv_values
 from spmoe.errors import InputError
 from spmoe.machine.geometry import Geometry
@@ -18,8 +17,6 @@ from spmoe.trace.schema import DraftShape, ModelShape
 
 _SHOWN = 40
 """Characters of a token in a message."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def require_folder(folder: Path) -> None:
@@ -40,12 +37,6 @@ def check_folders(*folders: Path | None) -> None:
             require_folder(folder)
 
 
-def find_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`, None where there is none; InputError for one that cannot be loaded."""
-    there = any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    return load_tokenizer(folder) if there else None
-
-
 def load_draft(folder: str | Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The model in `folder`, all of it on `device`, in evaluation mode.  InputError for whatever is wrong with it."""
     # What is the default for experts knows no float64.
@@ -54,28 +45,24 @@ def load_draft(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
 
 def load_whole(folder: str | Path, dtype: torch.dtype, device: torch.device, experts: str | None) -> Any:
     """The same; `experts` names transformers' way to compute experts (None: its default)."""
-    with refusing(f"{folder}: the model cannot be loaded"), quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            experts_implementation=experts,
-            ignore_mismatched_sizes=True,  # reported below, in one line
-            output_loading_info=True,
-        )
-    model, report = loaded
-    check_loaded(model, report, folder)
-    with torch.no_grad():
-        for each in [*model.parameters(), *model.buffers()]:
-            each.data = each.data.clone()  # No views of a mapped file, which may be replaced.
+    folder = Path(folder)
+    shell, checkpoint = read_shell(folder, dtype), read_checkpoint(folder)
+    # None is said, too: a shell has chosen its own way for the meta device.
+    model = fill_model(type(shell), shell, checkpoint, checkpoint.tensors, dtype, experts_implementation=experts)
     return model.to(device).eval()
 
 
 def describe_draft(model: Any, name: str) -> DraftShape:
-    """What a trace says of the draft `model`; what is active is counted as `spmoe.machine.geometry.DraftModel` does."""
+    """What a trace says of the draft `model`; what is active is counted as `spmoe.machine.geometry.DraftModel` does.
+
+    Raises InputError for a model without attention.
+    """
     config = model.config.get_text_config()
+    if getattr(config, "num_attention_heads", None) is None:
+        raise InputError(
+            f"{name}: {type(model).__name__} keeps a state instead of keys and values, and cannot go back behind a "
+            "rejected token; expected a draft with attention"
+        )
     params = sum(each.numel() for each in model.parameters())
     read, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     layers = find_moe_layers(model)
@@ -98,20 +85,36 @@ def describe_target(geometry: Geometry) -> ModelShape:
     )
 
 
-def check_tokenizers(target: Any, draft: Any, source: str) -> None:
-    """InputError where the draft's tokenizer gives a token another number than the target's.
+def check_tokenizers(target: Any, draft: Any, source: str) -> tuple[str, ...]:
+    """InputError where the draft's tokenizer gives a token another number than the target's; notes on what differs and
+    does no harm.
 
-    Tokens that only one of them has are fine: vocabularies are padded and extended.
+    Tokens that only one of them has are fine: vocabularies are padded and extended.  So are special and added tokens
+    that only their names tell apart: text never becomes one of them by chance, and models exchange numbers.
     """
     ours, theirs = target.get_vocab(), draft.get_vocab()
     names = {number: token for token, number in ours.items()}
+    added = _added(target) & _added(draft)
+    renamed: list[str] = []
     for token, number in sorted(theirs.items(), key=lambda item: item[1]):
         known = ours.get(token)
-        if known != number and (known is not None or number in names):
-            raise InputError(
-                f"{source}: expected the target's tokenizer; token {number} is {token[:_SHOWN]!r} to the draft and "
-                f"{names.get(number, 'nothing')[:_SHOWN]!r} to the target"
-            )
+        if known == number or (known is None and number not in names):
+            continue
+        differs = (
+            f"{number} is {token[:_SHOWN]!r} to the draft and {names.get(number, 'nothing')[:_SHOWN]!r} to the target"
+        )
+        if known is not None or number not in added:
+            raise InputError(f"{source}: expected the target's tokenizer; token {differs}")
+        renamed.append(differs)
+    if not renamed:
+        return ()
+    more = f", as {len(renamed) - 1:,} more" if len(renamed) > 1 else ""
+    return (f"{source}: special token {renamed[0]}{more}; they are taken for the same",)
+
+
+def _added(tokenizer: Any) -> set[int]:
+    """The numbers of tokens that text is not made of: special ones, and those added to the vocabulary."""
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
 def _require_directory(folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from engine.checkpoints.checkpoint import Checkpoint, StoredTensor
+from engine.checkpoints.checkpoint import Checkpoint, StoredTensor, unread_index
 from engine.moe.layers import MoeLayer
 from spmoe.errors import InputError
 from spmoe.state.keys import expert_key
@@ -146,4 +146,7 @@ def _check_complete(
             for part in range(parts):
                 if (layer.index, field, expert, part) not in found:
                     which = target if expert is None else f"{target} of expert {expert}"
-                    raise InputError(f"{checkpoint.folder}: no tensor for {which} (part {part + 1} of {parts})")
+                    raise InputError(
+                        f"{checkpoint.folder}: no tensor for {which} (part {part + 1} of {parts})"
+                        f"{unread_index(checkpoint.folder)}"
+                    )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.checkpoints.bundled import bundled_pair
+from engine.checkpoints.hub_cache import find_checkpoint
 from engine.checkpoints.model_pair import check_folders
 from engine.cli.prompts import Prompt, encode_prompts
+from engine.decoding.positions import trained_positions
 from engine.options import Options
 from engine.plan import Plan, TooLong, make_plan
 from spmoe.errors import InputError
@@ -31,7 +33,9 @@ def find_models(options: argparse.Namespace) -> Models:
     """The models that the command line names, or the bundled pair, checked; InputError where they are not as they
     should be."""
     if options.model is not None:
-        models = Models(Path(options.model), None if options.draft is None else Path(options.draft))
+        models = Models(
+            find_checkpoint(options.model), None if options.draft is None else find_checkpoint(options.draft)
+        )
     elif options.draft is not None:
         raise InputError("--draft: expected --model too")
     else:
@@ -58,6 +62,12 @@ def encode_and_plan(
         plan = make_plan(*models, Options(**given))
     except TooLong as error:
         raise InputError(str(error) if options.context else f"{prompts[longest].name}: {error}") from None
+    limit = trained_positions(plan.blueprint.shell.config)
+    if options.context is None and limit is not None and plan.context > limit:
+        raise InputError(
+            f"{prompts[longest].name}: {models.target}: the model has positions for {limit} tokens, expected no more "
+            f"than that of prompt and output, got {plan.context} (--context {plan.context} goes on behind them)"
+        )
     for prompt, tokens in zip(prompts, encoded, strict=True):
         try:
             plan.check_request(tokens, new)

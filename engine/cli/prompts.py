@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.checkpoints.loader import refusing
-from engine.checkpoints.model_pair import find_tokenizer
+from engine.checkpoints.refusing import refusing
+from engine.checkpoints.tokenizer_files import find_tokenizer
 from spmoe.errors import InputError
 from spmoe.files import reason
 

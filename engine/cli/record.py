@@ -40,6 +40,8 @@ def record(options: argparse.Namespace) -> None:
     with telling_failures(plan), Spool(model) as spool, Engine(plan, record=True, lines=spool) as engine:
         if options.model is None:
             note(f"no --model, so the bundled pair runs: {ABOUT}")
+        for line in plan.notes:
+            note(line)
         with progress_bar(len(prompts), "prompts") as progress:
             for number, tokens in enumerate(encoded):
                 engine.generate(tokens, options.max_new_tokens, **_sampling(options, number))

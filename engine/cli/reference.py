@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from engine.checkpoints.loader import quiet
 from engine.checkpoints.model_pair import load_whole
+from engine.checkpoints.refusing import quiet
 from engine.memory.out_of_memory import oom_as_input_error
 from engine.plan import Plan
 from spmoe.errors import InputError

@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> None:
             # What is noted stands before text, and not before an error.
             if options.model is None:
                 note(f"no --model, so the bundled pair runs: {ABOUT}")
-            for each in filter(None, (*plan.notes, plan.fallback)):
-                note(each)
+            for line in filter(None, (plan.fallback, *plan.notes)):
+                note(line)
             requests = _generate(engine, prompts, encoded, options)
             engine.finish()
             for writer in logs:

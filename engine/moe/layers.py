@@ -110,6 +110,11 @@ def read_geometry(model: Any, name: str, source: str) -> Geometry:
     Shared tensors count once.  Raises InputError for a model without routed experts.
     """
     layers = find_moe_layers(model)
+    if not layers and any(path.endswith("experts") for path, _ in model.named_modules()):
+        raise InputError(
+            f"{source}: the routed experts of {type(model).__name__} are computed by code of its own, outside "
+            "transformers' experts interface, which the engine cannot take over"
+        )
     if not layers or not layers[0].experts.num_experts:
         raise InputError(f"{source}: {type(model).__name__} has no routed experts; expected a Mixture-of-Experts model")
     expert_layout(layers)
@@ -135,5 +140,14 @@ def kv_values(config: Any) -> int:
     latent: int | None = getattr(config, "kv_lora_rank", None)
     if latent is not None:  # latent attention caches the compressed vector and the rotary key
         return latent + int(config.qk_rope_head_dim)
-    head: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * head * int(config.num_key_value_heads)
+    queries: int = config.num_attention_heads
+    head: int = getattr(config, "head_dim", None) or config.hidden_size // queries
+    return 2 * head * _kv_heads(config, queries)
+
+
+def _kv_heads(config: Any, queries: int) -> int:
+    """Heads whose keys and values are cached; a family without a field for them caches those of every query head."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1  # Falcon
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    return int(heads or queries)

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 from engine.checkpoints.bundled import NAME as SHIPPED
 from engine.checkpoints.bundled import bundled_pair
 from engine.checkpoints.checkpoint import model_name
-from engine.checkpoints.loader import quiet, read_shell
+from engine.checkpoints.hub_cache import find_folder as find_in_cache
+from engine.checkpoints.loader import read_shell
 from engine.checkpoints.model_pair import describe_draft, describe_target, require_folder
+from engine.checkpoints.refusing import quiet
 from engine.decoding.layer_map import match_layers
 from engine.decoding.session import Weights
 from engine.memory.host_store import SharedStore, available_memory, require_memory
@@ -42,19 +44,20 @@ def model_names() -> tuple[str, ...]:
 
 
 def find_folder(name: str) -> Path:
-    """The folder with the configuration of the model called `name`, or of this path.
+    """The folder with the configuration of the model called `name`, of this path, or in the hub's cache.
 
     Raises InputError where there is none.
     """
     folder = _shipped().get(name, _CONFIGS / name)
     if Path(name).name == name and folder.is_dir():
         return folder
-    if not Path(name).is_dir():
+    folder = find_in_cache(name)
+    if not folder.is_dir():
         raise InputError(
             f"model {name!r} is unknown; expected a folder with its config.json, or one of {', '.join(model_names())}"
         )
-    require_folder(Path(name))
-    return Path(name)
+    require_folder(folder)
+    return folder
 
 
 class BlankPair(NamedTuple):

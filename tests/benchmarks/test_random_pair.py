@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="the engine needs transformers")
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.engine.random_pair import write_random_pair
-from engine.checkpoints.loader import load_tokenizer
+from engine.checkpoints.tokenizer_files import load_tokenizer
 from engine.memory.host_store import HostStore
 from tests.engine.loading import load
 from tests.engine.tiny import eager_model

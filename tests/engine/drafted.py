@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.checkpoints.loader import quiet
+from engine.checkpoints.refusing import quiet
 from tests.engine.tiny import save_tiny, tiny_model
 
 NOISE = 0.05

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from engine.checkpoints.loader import quiet
+from engine.checkpoints.refusing import quiet
 from engine.cli.trace_output import trace_of
 from engine.decoding.draft_model import Poll
 from engine.decoding.drafter import Drafter

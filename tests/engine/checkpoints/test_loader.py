@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from engine.checkpoints.loader import load_tokenizer, read_blueprint
+from engine.checkpoints.loader import read_blueprint
+from engine.checkpoints.tokenizer_files import load_tokenizer
 from engine.memory.host_store import HostStore
 from engine.memory.layout import Layout
 from spmoe.errors import InputError

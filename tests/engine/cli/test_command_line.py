@@ -19,7 +19,7 @@ import pytest
 from benchmarks.engine.random_pair import write_random_pair
 from engine.__main__ import main
 from engine.checkpoints.bundled import ABOUT, EXAMPLE, bundled_pair
-from engine.checkpoints.loader import load_tokenizer
+from engine.checkpoints.tokenizer_files import load_tokenizer
 from engine.cli.parser import parser
 from engine.cli.run import _print
 from engine.engine import Engine, Piece

@@ -189,7 +189,6 @@ def test_a_draft_of_another_shape_foretells_nothing_and_that_is_said(
     [
         ("Hi\n\n" + "x" * 4090 + "\n", (), ["p.txt:3: ", "positions for 4096 tokens", "got 4101"]),
         ("Hi\n" + "x" * 90 + "\n", ("--context", "50"), ["p.txt:2: context: room is reckoned for 50", "got 91"]),
-        ("Hi\n", ("--context", "9999"), ["error: ", "positions for 4096 tokens", "got 9999"]),
         ("Hi\n", ("--max-new-tokens", "1"), ["--out: the first token belongs to the prompt", "at least 2"]),
         ("\n", (), ["p.txt: expected at least one prompt"]),
         ("Hi\n", ("--out", "nowhere/x.jsonl"), ["nowhere/x.jsonl: cannot be written"]),

@@ -214,8 +214,9 @@ def test_layers_must_be_alike() -> None:
         expert_layout(layers)
 
 
-def test_experts_need_a_router_beside_them() -> None:
+def test_experts_without_a_router_beside_them_run_and_cannot_be_asked() -> None:
     model = shell(tiny_config("mixtral"))
     model.model.layers[1].mlp.gate = torch.nn.Linear(4, 4)
-    with pytest.raises(InputError, match=r"^model\.layers\.1\.mlp\.experts: expected a router beside the experts$"):
-        find_moe_layers(model)
+    asked, silent, _ = find_moe_layers(model)
+    assert asked.router.top_k == 2 and asked.norm is not None
+    assert silent.router.top_k is None and silent.norm is None and silent.top_k(model.config) == 2
