@@ -58,7 +58,7 @@ def _tried(router: Router) -> Router:
     weight = next((each for each in router.module.parameters() if each.ndim > 1), None)
     if weight is None:
         return router
-    states = torch.zeros(2, weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    states = torch.ones(2, weight.shape[-1], dtype=weight.dtype, device=weight.device)
     for batched in (False, True):
         form = Router(router.module, router.arguments, batched)
         try:
