@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from types import MappingProxyType
+from typing import Any, Self
 
+from engine.checkpoints.chat_template import encode_messages
 from engine.checkpoints.hub_cache import find_checkpoint
 from engine.checkpoints.loader import load_experts, load_rest
 from engine.checkpoints.model_pair import check_folders, load_draft
 from engine.decoding.decoder import Decoder
-from engine.decoding.detokenizer import TextPieces
 from engine.decoding.recorder import Lines, Recorder
 from engine.decoding.sampled_request import SampledRequest
 from engine.decoding.sampler import Sampler
 from engine.decoding.session import Session, Weights
+from engine.generation import Generation, Output, Piece
 from engine.memory.closing import Closing
 from engine.memory.host_store import HostStore
 from engine.memory.integrity import check_weights
@@ -28,20 +30,6 @@ from spmoe.results.lengths import LengthFold
 from spmoe.results.metrics import Metrics
 from spmoe.results.metrics_fold import MetricsFold
 from spmoe.results.transfers import TransferFold, Transfers
-
-
-class Piece(NamedTuple):
-    """What a round put out: its tokens, and the text that they bring to an end (empty without a tokenizer)."""
-
-    tokens: tuple[int, ...]
-    text: str
-
-
-class Generation(NamedTuple):
-    """What a request put out: its tokens, without the prompt's, and their text (empty without a tokenizer)."""
-
-    tokens: tuple[int, ...]
-    text: str
 
 
 class Engine(Closing):
@@ -97,37 +85,59 @@ class Engine(Closing):
         check_folders(*folders)
         return cls(make_plan(*folders, Options(**options)), record=record)
 
-    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> Generation:
-        """What follows `prompt` (text, or token ids); `sampling` as in `stream`."""
-        pieces = list(self.stream(prompt, max_new_tokens, **sampling))
-        return Generation(
-            tuple(token for piece in pieces for token in piece.tokens), "".join(piece.text for piece in pieces)
-        )
+    def generate(
+        self, prompt: str | Sequence[int] | None = None, max_new_tokens: int = 128, **options: Any
+    ) -> Generation:
+        """What follows `prompt` (text, or token ids) or `messages`; `options` as in `stream`."""
+        return Generation.of(self.stream(prompt, max_new_tokens, **options))
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         max_new_tokens: int = 128,
         *,
-        temperature: float = 0.0,
-        seed: int | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_args: Mapping[str, Any] = MappingProxyType({}),
+        stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
         ignore_eos: bool = False,
+        greedy: bool = False,
+        **sampling: Any,
     ) -> Iterator[Piece]:
         """What follows `prompt`, round by round.  Time that passes between two pieces counts as decoding.
 
-        Ends after `max_new_tokens` tokens or, unless `ignore_eos`, with the model's end-of-sequence token.
-        `temperature` 0 is greedy; else tokens are drawn, with `seed` (None: any) the same ones again, unless the policy
-        chooses draft lengths by measured time.
+        Instead of a prompt there may be `messages` (mappings with a role and content), put into the model's chat
+        template with `chat_template_args`.  Ends after `max_new_tokens` tokens, with a text of `stop`, which is not put
+        out, or, unless `ignore_eos`, with one of the model's end-of-sequence tokens.  `sampling` are fields of
+        `Sampling` (temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+        min_tokens, seed); those not given, or None, are as the checkpoint's generation_config.json says, else greedy,
+        as `greedy` asks for.  The same seed draws the same tokens again, unless the policy chooses draft lengths by
+        measured time.  With `logprobs` pieces have the log-probabilities of their tokens and of so many likeliest ones.
 
         Raises InputError for a prompt or numbers out of range, `TransferFailed` where a copy failed twice, and
         RuntimeError where the engine is closed, busy with another request or broken by an earlier error.
         """
-        tokens = self.encode(prompt)
+        if messages is not None:
+            if prompt is not None:
+                raise InputError("messages: expected them, or a prompt")
+            tokens = encode_messages(self.plan.tokenizer, messages, chat_template_args)
+        else:
+            tokens = self.encode("" if prompt is None else prompt)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+        if logprobs is not None and logprobs < 0:
+            raise InputError(f"logprobs: expected a number of tokens, got {logprobs}")
         self.plan.check_request(tokens, max_new_tokens)
-        sampler = Sampler(temperature, seed, self._vocabulary)
-        return self._stream(tokens, max_new_tokens, frozenset() if ignore_eos else self.ends, sampler)
+        chosen = self.plan.sampling.override(greedy=greedy, **sampling)
+        ends = frozenset[int]() if ignore_eos else self.ends
+        output = Output(self.plan.tokenizer, len(tokens), max_new_tokens, ends, stop, chosen.min_tokens)
+        self._require_open()
+        sampler = Sampler(chosen, self._vocabulary, ends)
+        session = self._session
+        request = SampledRequest(
+            self._requests, tokens, max_new_tokens, ends, sampler, session.lengths, session.draft_room, logprobs
+        )
+        return self._stream(request, output)
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The token ids of `prompt`; InputError for text where there is no tokenizer."""
@@ -212,28 +222,23 @@ class Engine(Closing):
         self._decoder = Decoder(self._session, plan.earlier_run.popular, plan.earlier_run.touched, self.recorder)
         self._requests = 0
 
-    def _stream(self, prompt: list[int], budget: int, ends: frozenset[int], sampler: Sampler) -> Iterator[Piece]:
+    def _stream(self, request: SampledRequest, output: Output) -> Iterator[Piece]:
         self._require_open()
         if self._busy:
             raise RuntimeError("the engine is busy with another request, or was left in the middle of one by an error")
         self._busy = True
-        text = None if self.plan.tokenizer is None else TextPieces(self.plan.tokenizer)
-        done = 0
-        session = self._session
-        request = SampledRequest(self._requests, prompt, budget, ends, sampler, session.lengths, session.draft_room)
         self._requests += 1
         with self.plan.oom_as_input_error(), closing(self._decoder.run(request)) as rounds:
             for tokens in rounds:
-                done += len(tokens)
-                piece = "" if text is None else text.feed(tokens)
-                if text is not None and (done == budget or tokens[-1] in ends):
-                    piece += text.finish()
+                piece = output.piece(tokens, request.take_logprobs())
                 try:
-                    yield Piece(tuple(tokens), piece)
+                    yield piece
                 except GeneratorExit:
                     self._busy = False  # Between two rounds: another request may follow.
                     raise
                 self._require_open()
+                if piece.finish_reason is not None:
+                    break
         self._busy = False
 
     def _require_open(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from engine.checkpoints.checkpoint import model_name, read_checkpoint
+from engine.checkpoints.generation_fields import read_generation_config
 from engine.checkpoints.loader import Blueprint, read_blueprint, read_shell
 from engine.checkpoints.model_pair import (
     check_tokenizers,
@@ -22,6 +23,7 @@ from engine.checkpoints.tokenizer_files import find_tokenizer
 from engine.decoding.kv_cache import lasting_layers
 from engine.decoding.layer_map import match_layers
 from engine.decoding.positions import has_learned_positions, trained_positions
+from engine.decoding.sampling import Sampling
 from engine.device import bits_of, resolve_device, resolve_dtype
 from engine.earlier_run import EarlierRun
 from engine.memory.host_store import require_memory
@@ -50,7 +52,8 @@ class Plan:
     """Models, policy and room of a run.
 
     `draft` is the draft's folder; `layer_map` as in `DraftModel`; `fallback` says why `recipe` is not the one asked
-    for, and `notes` what else is not as may be expected.  `tokenizer` is None where the model has none.  `draft_bytes`
+    for, and `notes` what else is not as may be expected.  `tokenizer` is None where the model has none; `sampling` is
+    what its generation_config.json says.  `draft_bytes`
     is what the draft takes in memory.
     """
 
@@ -62,6 +65,7 @@ class Plan:
     draft_bytes: int
     layer_map: tuple[int, ...] | None
     tokenizer: Any
+    sampling: Sampling
     recipe: Recipe
     fallback: str
     notes: tuple[str, ...]
@@ -162,6 +166,7 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         draft_bytes=0 if shell is None else sum(each.nbytes for each in shell.parameters()),
         layer_map=layer_map,
         tokenizer=tokenizer,
+        sampling=Sampling.of_checkpoint(read_generation_config(model), str(model / "generation_config.json")),
         recipe=recipe,
         fallback=fallback,
         notes=(*notes, *filter(None, (stateful, beyond))),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.cli.reference import Comparison
 from engine.cli.summary import describe_pair
+from engine.decoding.sampling import Sampling
 from engine.engine import Engine
 from spmoe.results.bound import Bound, bound
 from spmoe.results.document import ResultDocument, TraceDescription, chosen_by
@@ -30,7 +31,7 @@ class EngineDocument(ResultDocument):
         return self.bound.tpot_ms if self.bound is not None and self.virtual else None
 
 
-def document(engine: Engine, comparison: Comparison | None = None) -> EngineDocument:
+def document(engine: Engine, sampling: Sampling, comparison: Comparison | None = None) -> EngineDocument:
     """The document of all requests so far; None for what a run of the engine does not know."""
     plan, metrics = engine.plan, engine.metrics()
     setting, options = plan.setting, plan.options
@@ -70,6 +71,8 @@ def document(engine: Engine, comparison: Comparison | None = None) -> EngineDocu
             "virtual_time": virtual,
             "link_gbps": options.link_gbps,
             "fallback": plan.fallback or None,
+            "notes": list(plan.notes),
+            "sampling": asdict(sampling),
             "acceptance": engine.transfers().acceptance,
             "hidden_share": engine.transfers().hidden_share,
             "plain": None if comparison is None else comparison.to_json(),

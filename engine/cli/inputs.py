@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from engine.checkpoints.bundled import bundled_pair
 from engine.checkpoints.hub_cache import find_checkpoint
 from engine.checkpoints.model_pair import check_folders
-from engine.cli.prompts import Prompt, encode_prompts
+from engine.cli.prompts import Chat, Prompt, encode_prompts
+from engine.cli.sampling import chat_template_arguments, chosen_sampling
 from engine.decoding.positions import trained_positions
 from engine.options import Options
 from engine.plan import Plan, TooLong, make_plan
@@ -52,7 +53,10 @@ def encode_and_plan(
     Unless the command line says how much, there is room for the longest of them and its output.  Raises InputError,
     naming a prompt that is too long, for whatever cannot be run.
     """
-    encoded = encode_prompts(models.target, prompts, options.chat)
+    if not options.chat and (options.system is not None or options.chat_template_arg):
+        raise InputError("--system, --chat-template-arg: expected --chat too")
+    chat = Chat(options.system, chat_template_arguments(options)) if options.chat else None
+    encoded = encode_prompts(models.target, prompts, chat)
     new = options.max_new_tokens
     longest = max(range(len(encoded)), key=lambda number: len(encoded[number]))
     given = {**{name: each for name, each in vars(options).items() if name in _FIELDS}, **chosen}
@@ -62,6 +66,7 @@ def encode_and_plan(
         plan = make_plan(*models, Options(**given))
     except TooLong as error:
         raise InputError(str(error) if options.context else f"{prompts[longest].name}: {error}") from None
+    chosen_sampling(plan, options)
     limit = trained_positions(plan.blueprint.shell.config)
     if options.context is None and limit is not None and plan.context > limit:
         raise InputError(

@@ -146,11 +146,29 @@ def _add_models(command: argparse.ArgumentParser) -> None:
 def _add_text(command: argparse.ArgumentParser) -> _Group:
     text = command.add_argument_group("text")
     text.add_argument("--chat", action="store_true", help="wrap each prompt in the model's chat template")
+    text.add_argument("--system", metavar="TEXT", help="with --chat: what the model is told before")
+    text.add_argument(
+        "--chat-template-arg", nargs="+", metavar="NAME=VALUE", help="for the chat template: enable_thinking=false"
+    )
     text.add_argument("--max-new-tokens", type=_count, default=NEW_TOKENS, metavar="N", help=f"default {NEW_TOKENS}")
     text.add_argument("--ignore-eos", action="store_true", help="go on behind the end of the sequence")
-    text.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 (default) is greedy")
-    text.add_argument("--seed", type=_seed, metavar="N", help="with a temperature: the same draws again")
+    text.add_argument("--stop", nargs="+", metavar="TEXT", help="end where one of these comes; it is not put out")
+    _add_sampling(command)
     return text
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    chosen = command.add_argument_group("sampling (default: what the model's generation_config.json says, else greedy)")
+    chosen.add_argument("--greedy", action="store_true", help="the likeliest token, whatever the model says")
+    chosen.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy")
+    chosen.add_argument("--top-k", type=int, metavar="N", help="from the N likeliest; 0: all")
+    chosen.add_argument("--top-p", type=float, metavar="P", help="from the fewest that have probability P together")
+    chosen.add_argument("--min-p", type=float, metavar="P", help="from those with P times the likeliest's at least")
+    chosen.add_argument("--repetition-penalty", type=float, metavar="X", help="on tokens in prompt and output; 1: none")
+    chosen.add_argument("--presence-penalty", type=float, metavar="X", help="on tokens in the output, -2 to 2")
+    chosen.add_argument("--frequency-penalty", type=float, metavar="X", help="the same, times their occurrences")
+    chosen.add_argument("--min-tokens", type=int, metavar="N", help="no end of the sequence before N tokens")
+    chosen.add_argument("--seed", type=_seed, metavar="N", help="with a temperature: the same draws again")
 
 
 def _add_drafting(group: _Group, chosen: bool = False) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.checkpoints.chat_template import encode_messages
 from engine.checkpoints.refusing import refusing
 from engine.checkpoints.tokenizer_files import find_tokenizer
 from spmoe.errors import InputError
@@ -53,30 +54,40 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def encode_prompts(model: Path, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
-    """The tokens of each for the model in that folder, as what a user says in a chat where `chat` is set.
+class Chat(NamedTuple):
+    """Prompts are what a user says in a chat, behind `system` if there is any; `arguments` are the chat template's."""
+
+    system: str | None
+    arguments: Mapping[str, Any]
+
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """The conversation in which the user says `text`."""
+        told = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*told, {"role": "user", "content": text}]
+
+
+def encode_prompts(model: Path, prompts: Sequence[Prompt], chat: Chat | None) -> list[list[int]]:
+    """The tokens of each for the model in that folder.
 
     Raises InputError where there is no tokenizer, or no chat template, and for a text that it makes no tokens of.
     """
     tokenizer = find_tokenizer(model)
     if tokenizer is None:
         raise InputError(f"{model}: expected a tokenizer beside the model, found none")
-    if chat and tokenizer.chat_template is None:
+    if chat is not None and tokenizer.chat_template is None:
         raise InputError(f"{model}: --chat: the tokenizer has no chat template")
     return [_encode(tokenizer, model, prompt, chat) for prompt in prompts]
 
 
-def _encode(tokenizer: Any, model: Path, prompt: Prompt, chat: bool) -> list[int]:
+def _encode(tokenizer: Any, model: Path, prompt: Prompt, chat: Chat | None) -> list[int]:
     name, text = prompt
     if not _is_unicode(text):
         raise InputError(f"{name}: expected text in {sys.getfilesystemencoding()}")
     with refusing(f"{name}: the tokenizer of {model} cannot read it"):
-        if chat:
-            said = [{"role": "user", "content": text}]
-            encoded = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)
+        if chat is None:
+            tokens = list(tokenizer(text)["input_ids"])
         else:
-            encoded = tokenizer(text)
-    tokens = list(encoded["input_ids"])
+            tokens = encode_messages(tokenizer, chat.messages(text), chat.arguments)
     if not tokens:
         raise InputError(f"{name}: expected at least one token, got an empty text")
     return tokens

@@ -12,9 +12,10 @@ from engine.checkpoints.model_pair import describe_target
 from engine.cli.inputs import Models, check_trace_output, encode_and_plan, find_models
 from engine.cli.messages import note, telling_failures
 from engine.cli.prompts import Prompt, read_prompts
+from engine.cli.sampling import chosen_sampling, sampling_options
 from engine.cli.spool import Spool
 from engine.cli.trace_output import recorder_of, trace_header
-from engine.decoding.sampler import SEEDS
+from engine.decoding.sampling import SEEDS
 from engine.engine import Engine
 from engine.plan import Plan, make_plan
 from spmoe.cli import printable
@@ -72,13 +73,15 @@ def _plan(models: Models, prompts: list[Prompt], options: argparse.Namespace) ->
 def _sampling(options: argparse.Namespace, number: int) -> dict[str, Any]:
     """How to choose tokens behind the prompt of that number: with a seed, each has draws of its own."""
     seed = None if options.seed is None else (options.seed + number) % SEEDS
-    return {"temperature": options.temperature, "seed": seed, "ignore_eos": options.ignore_eos}
+    asked = {**sampling_options(options), "seed": seed}
+    return {**asked, "stop": options.stop or (), "ignore_eos": options.ignore_eos}
 
 
 def _how(plan: Plan, source: Path, prompts: int, options: argparse.Namespace) -> str:
-    drawn = f", seed {options.seed}" if options.temperature and options.seed is not None else ""
+    sampling = chosen_sampling(plan, options)
+    drawn = "" if sampling.greedy or sampling.seed is None else f", seed {sampling.seed}"
     return (
-        f"engine record, gamma {plan.setting.gamma}, temperature {options.temperature:g}{drawn}, {_prompts(prompts)} "
+        f"engine record, gamma {plan.setting.gamma}, {sampling.explain()}{drawn}, {_prompts(prompts)} "
         f"of {printable(source.name)}"
     )
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from engine.checkpoints.model_pair import load_whole
 from engine.checkpoints.refusing import quiet
+from engine.decoding.sampling import Sampling
 from engine.memory.out_of_memory import oom_as_input_error
 from engine.plan import Plan
 from spmoe.errors import InputError
@@ -70,10 +71,10 @@ class Comparison(NamedTuple):
         }
 
 
-def check_comparable(plan: Plan, temperature: float) -> None:
+def check_comparable(plan: Plan, sampling: Sampling) -> None:
     """InputError unless the run should put out what plain decoding does: greedy, and under a lossless policy."""
-    if temperature:
-        raise InputError(f"--against-plain: expected greedy decoding, got temperature {temperature:g}")
+    if sampling != Sampling(seed=sampling.seed):
+        raise InputError(f"--against-plain: expected greedy decoding, got {sampling.explain()}; --greedy asks for it")
     if not plan.recipe.lossless:
         raise InputError(f"--against-plain: expected a lossless policy, got {plan.recipe.name}")
 

@@ -15,9 +15,11 @@ from engine.cli.inputs import check_trace_output, encode_and_plan, find_models
 from engine.cli.messages import encodable, note, telling_failures
 from engine.cli.prompts import Prompt, number_prompts
 from engine.cli.reference import Request, check_comparable, compare
+from engine.cli.sampling import chosen_sampling, sampling_options
 from engine.cli.summary import show, summary
 from engine.cli.trace_output import trace_of
-from engine.engine import Engine, Piece
+from engine.engine import Engine
+from engine.generation import Piece
 from engine.plan import Plan
 from spmoe.cli import json_output, named_file, printable
 from spmoe.drive.dispatcher import Observer
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         prompts = number_prompts(options.prompt or [EXAMPLE])
         encoded, plan = encode_and_plan(models, prompts, options)
         if options.against_plain:
-            check_comparable(plan, options.temperature)
+            check_comparable(plan, chosen_sampling(plan, options))
         observers, logs = _observers(plan, options, stack)
         with telling_failures(plan), Engine(plan, observers, record=options.record is not None) as engine:
             # What is noted stands before text, and not before an error.
@@ -70,8 +72,9 @@ def run(options: argparse.Namespace) -> None:
         if engine.recorder is not None:
             trace = trace_of(engine)
             write_trace(options.record, trace.header, trace)
-        write_stats(document(engine, comparison).to_json())
-        report = show(summary(plan, engine.metrics(), engine.transfers(), comparison))
+        sampling = chosen_sampling(plan, options)
+        write_stats(document(engine, sampling, comparison).to_json())
+        report = show(summary(plan, sampling, engine.metrics(), engine.transfers(), comparison))
     print(printable(report, keep="\n"), file=sys.stderr)
 
 
@@ -106,9 +109,9 @@ def _generate(
         pieces = engine.stream(
             tokens,
             options.max_new_tokens,
-            temperature=options.temperature,
-            seed=options.seed,
+            stop=options.stop or (),
             ignore_eos=options.ignore_eos,
+            **sampling_options(options),
         )
         with closing(pieces):  # type: ignore[type-var]
             if options.prompt is None:  # A continuation of what nobody wrote would puzzle.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.cli.reference import Comparison
+from engine.decoding.sampling import Sampling
 from engine.plan import Plan
 from spmoe.machine.units import format_size
 from spmoe.results.metrics import Metrics
@@ -14,7 +15,7 @@ NOTHING = "-"
 
 
 def summary(
-    plan: Plan, metrics: Metrics, transfers: Transfers, comparison: Comparison | None = None
+    plan: Plan, sampling: Sampling, metrics: Metrics, transfers: Transfers, comparison: Comparison | None = None
 ) -> Iterator[tuple[str, str]]:
     """Label and text of each line."""
     setting = plan.setting
@@ -31,6 +32,7 @@ def summary(
         yield "times", f"measured{device}; the policy reckons with the figures of {reckoned}"
     else:
         yield "times", f"virtual: the cost model's for {reckoned}; nothing was measured"
+    yield "tokens", sampling.explain()
     tokens = metrics.tokens + metrics.prefills
     requests = f" for {metrics.requests:,} prompts" if metrics.requests > 1 else ""
     yield "output", f"{tokens:,} {'token' if tokens == 1 else 'tokens'}{requests}"

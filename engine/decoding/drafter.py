@@ -7,6 +7,7 @@ from engine.decoding.recorder import Recorder
 from engine.decoding.request import Request
 from engine.decoding.sampler import Proposal
 from engine.decoding.to_host import fixed_point
+from engine.decoding.warper import History
 from spmoe.drive.draft_position import Unread
 from spmoe.state.events import Forecast
 
@@ -59,7 +60,8 @@ class Drafter:
 
     def propose(self, poll: Poll) -> Proposal:
         """What follows `context`."""
-        return self._request.sampler.propose(self.model.logits(poll))
+        request = self._request
+        return request.sampler.propose(self.model.logits(poll), History(self.context, len(request.prompt)))
 
     def round_ended(self, length: int, kept: int) -> None:
         """Of what the draft has read the request's first `length` tokens stand, and behind them the last `kept` of the

@@ -15,6 +15,7 @@ import torch
 from engine.decoding.forced_routing import ForcedRouting
 from engine.decoding.request import Acceptance, DraftLengths, RoundLimits, RouterOutput
 from engine.decoding.sampler import Proposal, Sampler
+from engine.decoding.sampling import Sampling
 from spmoe.state.events import Forecast
 from spmoe.trace.schema import RejectedLine, TokenLine
 from spmoe.trace.windows import Request as TraceRequest
@@ -38,7 +39,7 @@ class ForcedRequest:
         self._random = random.Random(f"{SEED}/{lines.number}")
         self._round: Round
         self.number = lines.number
-        self.sampler = Sampler(0.0, None, vocabulary)
+        self.sampler = Sampler(Sampling(), vocabulary)
         # The last of them is the pending token, which the first round reads.
         self.tokens = self._draw(lines.position + 1)
         self.prompt: Sequence[int] = ()

@@ -20,6 +20,7 @@ from engine.decoding.draft_model import Poll
 from engine.decoding.drafter import Drafter
 from engine.decoding.forward import Forward
 from engine.decoding.sampler import Proposal, Sampler, Verdict
+from engine.decoding.warper import History
 from engine.engine import Engine
 from spmoe.policy.recipe import Recipe
 from spmoe.policy.registry import RECIPES
@@ -226,8 +227,10 @@ def listening() -> Iterator[list[Heard]]:
     heard: list[Heard] = []
     verify = Sampler.verify
 
-    def listen(self: Sampler, drafted: Sequence[int], probs: Sequence[Any], logits: torch.Tensor) -> Verdict:
-        verdict = verify(self, drafted, probs, logits)
+    def listen(
+        self: Sampler, drafted: Sequence[int], probs: Sequence[Any], logits: torch.Tensor, history: History
+    ) -> Verdict:
+        verdict = verify(self, drafted, probs, logits, history)
         heard.append(Heard(list(drafted), logits.clone(), verdict))
         return verdict
 

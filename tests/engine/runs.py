@@ -78,7 +78,7 @@ def run(
         tokens = tuple(engine.generate(prompt, budget, **sampling).tokens for prompt, budget in asked)
         engine.finish()
         log.close()
-        return Run(plan, tokens, trace_of(engine), stream.getvalue(), document(engine).to_json())
+        return Run(plan, tokens, trace_of(engine), stream.getvalue(), document(engine, engine.plan.sampling).to_json())
 
 
 def run_knowing(folder: Path, pair: Pair, asked: Sequence[Request], machine: Hardware | None, **options: Any) -> Run:

@@ -104,7 +104,7 @@ def test_so_it_is_where_lengths_are_chosen_and_the_draft_goes_on(
 
 
 def test_drafts_that_are_always_accepted_do_not_pass(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def accept_all(self: Sampler, drafted: Sequence[int], probs: Sequence[Any], logits: Any) -> Verdict:
+    def accept_all(self: Sampler, drafted: Sequence[int], probs: Sequence[Any], logits: Any, history: Any) -> Verdict:
         return Verdict(len(drafted), self.propose(logits[-1]).token)
 
     monkeypatch.setattr(Sampler, "verify", accept_all)

@@ -35,7 +35,7 @@ def plan_of(pair: tuple[Path, Path], **options: Any) -> Plan:
 
 
 def lines(plan: Plan, metrics: Metrics, transfers: Transfers) -> dict[str, str]:
-    return dict(summary(plan, metrics, transfers))
+    return dict(summary(plan, plan.sampling, metrics, transfers))
 
 
 def test_every_number_with_its_unit(pair: tuple[Path, Path]) -> None:
@@ -60,6 +60,7 @@ def test_every_number_with_its_unit(pair: tuple[Path, Path]) -> None:
     )
     said = lines(plan_of(pair), metrics, transfers)
     assert said == {
+        "tokens": "greedy",
         "policy": f"spmoe.foresight: {RECIPES['spmoe.foresight'].summary}",
         "model": "random-target, draft random-draft, float32 on cpu",
         "cache": "slots for 16 of 32 experts (50%, 192.0 KiB)",
@@ -103,7 +104,7 @@ def test_the_document_is_one_of_the_simulators_kind(pair: tuple[Path, Path], rec
     plan = plan_of(pair, virtual_time="rtx-4090", gamma=3)
     with Engine(plan, record=record) as engine:
         engine.generate("A prompt", 12, ignore_eos=True)
-        found = json.loads(json.dumps(document(engine).to_json(), allow_nan=False))
+        found = json.loads(json.dumps(document(engine, engine.plan.sampling).to_json(), allow_nan=False))
         tokens, drafted = engine.metrics().tokens, engine.transfers()
         if record:
             assert trace_of(engine).header.tokens == tokens
@@ -124,7 +125,7 @@ def test_the_document_is_one_of_the_simulators_kind(pair: tuple[Path, Path], rec
 def test_a_measured_time_is_compared_with_no_model_of_another_machine(pair: tuple[Path, Path]) -> None:
     with Engine(plan_of(pair), record=True) as engine:
         engine.generate("A prompt", 6, ignore_eos=True)
-        found = document(engine).to_json()
+        found = document(engine, engine.plan.sampling).to_json()
     assert found["bound"]["loads_per_token"] > 0 and found["bound"]["tpot_ms"] is None
     assert found["results"][0]["vs_bound"] is None and found["results"][0]["speedup_vs_on_demand"] is None
 
@@ -134,7 +135,10 @@ def test_lengths_that_were_chosen(pair: tuple[Path, Path]) -> None:
     with Engine(plan, record=True) as engine:
         engine.generate((1, 5, 9), 20, ignore_eos=True)
         engine.finish()
-        found, said = document(engine).to_json(), show(summary(plan, engine.metrics(), engine.transfers()))
+        found, said = (
+            document(engine, engine.plan.sampling).to_json(),
+            show(summary(plan, plan.sampling, engine.metrics(), engine.transfers())),
+        )
         mean = sum(engine.lengths()) / len(engine.lengths())
         assert engine.transfers().drafted == sum(engine.lengths())
     assert found["results"][0]["drafted_per_step"] == mean

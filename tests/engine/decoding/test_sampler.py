@@ -11,12 +11,18 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the engine needs torch")
 
-from engine.decoding.sampler import Proposal, Sampler, Verdict, surplus
+from engine.decoding.distribution import Distribution
+from engine.decoding.sampler import Proposal, Sampler, Verdict
+from engine.decoding.sampling import Sampling
 from spmoe.errors import InputError
 from tests.soak import times
 
 IDS = 8
 ROUNDS = times(6_000, soaked=2_000)
+
+
+def sampler_of(temperature: float, seed: int | None, ids: int) -> Sampler:
+    return Sampler(Sampling(temperature=temperature, seed=seed), ids)
 
 
 def table(seed: int, *shape: int) -> Any:
@@ -80,7 +86,7 @@ def round_of(sampler: Sampler, rule: Rule, target: Chain, draft: Chain, last: in
 
 def pairs(rule: Rule, target: Chain, draft: Chain, temperature: float, seed: int) -> Any:
     """How often each pair of first tokens came out, [ids, ids]."""
-    sampler = Sampler(temperature, seed, IDS)
+    sampler = sampler_of(temperature, seed, IDS)
     counts = [[0] * IDS for _ in range(IDS)]
     for _ in range(ROUNDS):
         out = round_of(sampler, rule, target, draft, None)
@@ -144,7 +150,7 @@ class Scripted(Sampler):
     """With its numbers given."""
 
     def __init__(self, *numbers: float, vocabulary: int = 3) -> None:
-        super().__init__(1.0, 0, vocabulary)
+        super().__init__(Sampling(temperature=1.0, seed=0), vocabulary)
         self.numbers = iter(numbers)
 
     def _number(self) -> float:
@@ -155,8 +161,8 @@ def logits_of(*rows: Sequence[float]) -> Any:
     return torch.tensor(rows, dtype=torch.float64).log()
 
 
-def probs(*values: float) -> Any:
-    return torch.tensor(values, dtype=torch.float64)
+def probs(*values: float) -> Distribution:
+    return Distribution(None, torch.tensor(values, dtype=torch.float64))
 
 
 P, AFTER = (0.2, 0.5, 0.3), (0.25, 0.25, 0.5)
@@ -205,9 +211,9 @@ def test_without_drafted_tokens_the_target_draws() -> None:
 
 def test_surplus_is_the_target_where_only_rounding_is_left() -> None:
     p = probs(0.5, 0.5)
-    assert surplus(p, probs(0.5, math.nextafter(0.5, 1))).tolist() == [0.5, 0.5]
-    assert surplus(p, probs(0.25, 0.75)).tolist() == [0.25, 0]
-    assert p.tolist() == [0.5, 0.5]
+    assert p.surplus(probs(0.5, math.nextafter(0.5, 1))).weights.tolist() == [0.5, 0.5]
+    assert p.surplus(probs(0.25, 0.75)).weights.tolist() == [0.25, 0]
+    assert p.weights.tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("number", [0.0, math.nextafter(1, 0)])
@@ -218,17 +224,17 @@ def test_a_token_without_probability_is_never_drawn(number: float) -> None:
 
 def test_a_draft_never_proposes_what_the_target_has_not() -> None:
     logits = logits_of((0.1, 0.1, 0.2, 0.6))[0]
-    greedy = Sampler(0, None, 3).propose(logits)
+    greedy = sampler_of(0, None, 3).propose(logits)
     assert greedy.token == 2 and greedy.probability == pytest.approx(0.5)
     drawn = Scripted(math.nextafter(1, 0)).propose(logits)
     assert drawn.token == 2 and drawn.distribution is not None
-    assert drawn.distribution.tolist() == pytest.approx([0.25, 0.25, 0.5])
+    assert drawn.distribution.weights.tolist() == pytest.approx([0.25, 0.25, 0.5])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_greedy_is_the_argmax_and_of_equals_the_lowest(dtype: Any) -> None:
     rows = table(30, 200, IDS).round().to(dtype)  # with many ties
-    sampler = Sampler(0, None, IDS)
+    sampler = sampler_of(0, None, IDS)
     for row in rows:
         token, probability, distribution = sampler.propose(row)
         assert token == row.tolist().index(row.max())
@@ -243,18 +249,18 @@ def test_greedy_is_the_argmax_and_of_equals_the_lowest(dtype: Any) -> None:
 )
 def test_greedy_keeps_the_leading_run_of_argmaxes(drafted: list[int], expected: tuple[int, int]) -> None:
     logits = torch.nn.functional.one_hot(torch.tensor([3, 1, 2, 0])).float()[: len(drafted) + 1]
-    assert Sampler(0, None, 4).verify(drafted, [None] * len(drafted), logits) == expected
+    assert sampler_of(0, None, 4).verify(drafted, [None] * len(drafted), logits) == expected
 
 
 def test_a_tiny_temperature_is_all_but_greedy() -> None:
     logits = table(31, 50, IDS)
-    sampler = Sampler(5e-324, 1, IDS)
+    sampler = sampler_of(5e-324, 1, IDS)
     assert [sampler.propose(row).token for row in logits] == logits.argmax(-1).tolist()
 
 
 def test_a_seed_gives_the_same_tokens_again() -> None:
     def run(seed: int | None) -> tuple[int, list[list[int]]]:
-        sampler = Sampler(1.0, seed, IDS)
+        sampler = sampler_of(1.0, seed, IDS)
         target, draft = DRAFTS["close"]
         return sampler.seed, [round_of(sampler, Sampler.verify, target, draft, None) for _ in range(50)]
 
@@ -271,11 +277,11 @@ def test_a_temperature_must_be_finite_and_not_negative(temperature: float) -> No
     with pytest.raises(
         InputError, match=rf"^field temperature: expected a finite number from 0 up, got {temperature}$"
     ):
-        Sampler(temperature, 0, IDS)
+        Sampling(temperature=temperature)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_a_seed_must_be_in_range(seed: int) -> None:
     with pytest.raises(InputError, match=rf"^field seed: expected an integer from 0 to 2\*\*63 - 1, got {seed}$"):
-        Sampler(1.0, seed, IDS)
-    Sampler(1.0, 2**63 - 1, IDS)
+        Sampling(seed=seed)
+    Sampling(seed=2**63 - 1)
