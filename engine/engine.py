@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from engine.checkpoints.chat_template import encode_messages
 from engine.checkpoints.hub_cache import find_checkpoint
 from engine.checkpoints.loader import load_experts, load_rest
 from engine.checkpoints.model_pair import check_folders, load_draft
@@ -22,7 +21,7 @@ from engine.memory.closing import Closing
 from engine.memory.host_store import HostStore
 from engine.memory.integrity import check_weights
 from engine.memory.slot_buffer import SlotBuffer
-from engine.options import Options
+from engine.options import NGRAM, NO_DRAFT, Options
 from engine.plan import Plan, make_plan
 from spmoe.drive.dispatcher import Observer
 from spmoe.errors import InputError
@@ -63,7 +62,9 @@ class Engine(Closing):
     def from_pretrained(
         cls, model: str | Path, draft: str | Path | None = None, *, record: bool = False, **options: Any
     ) -> Self:
-        """Loads the checkpoint folders `model` and `draft` (None: decode without speculation).
+        """Loads the checkpoints `model` and `draft`: folders, or repositories in the hub's local cache.
+
+        `draft` may also be "ngram", which drafts what came before in the text, without a model, or None or "none".
 
         `policy` names a recipe (`python -m sim policies` lists them).  `vram` (a size, or bytes), `cache` (share of all
         experts) or `slots` (experts) says how much room experts have on the device.  `gamma` is how many tokens a round
@@ -81,7 +82,9 @@ class Engine(Closing):
 
         Raises InputError, one line, for whatever is wrong with folders or options.
         """
-        folders = find_checkpoint(model), None if draft is None else find_checkpoint(draft)
+        options["ngram"] = draft == NGRAM
+        without = draft in (None, NGRAM, NO_DRAFT)
+        folders = find_checkpoint(model), None if without else find_checkpoint(draft or "")
         check_folders(*folders)
         return cls(make_plan(*folders, Options(**options)), record=record)
 
@@ -101,6 +104,7 @@ class Engine(Closing):
         stop: str | Sequence[str] = (),
         logprobs: int | None = None,
         ignore_eos: bool = False,
+        keep_context: bool = False,
         greedy: bool = False,
         **sampling: Any,
     ) -> Iterator[Piece]:
@@ -113,20 +117,13 @@ class Engine(Closing):
         min_tokens, seed); those not given, or None, are as the checkpoint's generation_config.json says, else greedy,
         as `greedy` asks for.  The same seed draws the same tokens again, unless the policy chooses draft lengths by
         measured time.  With `logprobs` pieces have the log-probabilities of their tokens and of so many likeliest ones.
+        With `keep_context` what the prompt has in common with the request before is not read again, unless that
+        is recorded.
 
         Raises InputError for a prompt or numbers out of range, `TransferFailed` where a copy failed twice, and
         RuntimeError where the engine is closed, busy with another request or broken by an earlier error.
         """
-        if messages is not None:
-            if prompt is not None:
-                raise InputError("messages: expected them, or a prompt")
-            tokens = encode_messages(self.plan.tokenizer, messages, chat_template_args)
-        else:
-            tokens = self.encode("" if prompt is None else prompt)
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
-        if logprobs is not None and logprobs < 0:
-            raise InputError(f"logprobs: expected a number of tokens, got {logprobs}")
+        tokens = self.plan.encode(prompt, messages, chat_template_args)
         self.plan.check_request(tokens, max_new_tokens)
         chosen = self.plan.sampling.override(greedy=greedy, **sampling)
         ends = frozenset[int]() if ignore_eos else self.ends
@@ -135,18 +132,17 @@ class Engine(Closing):
         sampler = Sampler(chosen, self._vocabulary, ends)
         session = self._session
         request = SampledRequest(
-            self._requests, tokens, max_new_tokens, ends, sampler, session.lengths, session.draft_room, logprobs
+            self._requests,
+            tokens,
+            max_new_tokens,
+            ends,
+            sampler,
+            session.lengths,
+            session.draft_room,
+            logprobs,
+            keep_context and self.recorder is None,
         )
         return self._stream(request, output)
-
-    def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """The token ids of `prompt`; InputError for text where there is no tokenizer."""
-        if not isinstance(prompt, str):
-            return list(map(int, prompt))
-        if self.plan.tokenizer is None:
-            folder = self.plan.blueprint.checkpoint.folder
-            raise InputError(f"{folder}: expected a tokenizer for a prompt that is text")
-        return list(self.plan.tokenizer(prompt)["input_ids"])
 
     def finish(self) -> None:
         """Waits for what is on the link yet: only then have observers, metrics and transfers seen all of the run.
@@ -163,6 +159,10 @@ class Engine(Closing):
     def transfers(self) -> Transfers:
         """What the link has moved so far, and what became of drafted tokens."""
         return self._transfers.result()
+
+    def kept_tokens(self) -> tuple[int, int]:
+        """How many tokens of prompts so far were not read again, and how many there were."""
+        return self._decoder.kept_tokens, self._decoder.prompt_tokens
 
     def lengths(self) -> tuple[int, ...]:
         """How many tokens each round so far has drafted to be verified."""
@@ -216,6 +216,7 @@ class Engine(Closing):
                 imitated=None if options.virtual_time is None else setting.cost,
                 observers=(self._metrics.observe, self._transfers.observe, self._lengths.observe, *observers),
                 recorder=self.recorder,
+                ngram=plan.ngram,
             )
         )
         self._driver = self._session.driver

@@ -17,6 +17,9 @@ KERNELS: Final = ("plain", "triton")
 """Who computes experts in slots: torch, operation by operation, or kernels of our own."""
 DEFAULT_POLICY: Final = "spmoe.foresight"
 """What decides where nothing else is asked for."""
+NGRAM: Final = "ngram"
+"""In place of a draft model: what followed before in the same text is drafted."""
+NO_DRAFT: Final = "none"
 CONTEXT: Final = 4096
 """Tokens of the longest request that room is reckoned for where nothing else is asked for."""
 CPU_CACHE: Final = 0.5
@@ -50,6 +53,7 @@ class Options:
     cpu_experts: bool = True
     lossy: bool = False
     host_memory: str | int | None = None
+    ngram: bool = False
 
     def resolve_hardware(self) -> Hardware:
         """The machine whose figures the policy reckons with; in virtual time, the one that is imitated."""

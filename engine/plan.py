@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from engine.checkpoints.chat_template import encode_messages
 from engine.checkpoints.checkpoint import model_name, read_checkpoint
 from engine.checkpoints.generation_fields import read_generation_config
 from engine.checkpoints.loader import Blueprint, read_blueprint, read_shell
@@ -30,7 +31,7 @@ from engine.memory.host_store import require_memory
 from engine.memory.out_of_memory import oom_as_input_error
 from engine.moe.backend import check_kernel
 from engine.moe.layers import MoeLayer, find_moe_layers
-from engine.options import CONTEXT, CPU_CACHE, Options
+from engine.options import CONTEXT, CPU_CACHE, NGRAM, Options
 from spmoe.errors import InputError
 from spmoe.machine.units import format_size
 from spmoe.policy.recipe import Recipe
@@ -64,6 +65,7 @@ class Plan:
     draft_shape: DraftShape | None
     draft_bytes: int
     layer_map: tuple[int, ...] | None
+    ngram: bool
     tokenizer: Any
     sampling: Sampling
     recipe: Recipe
@@ -98,8 +100,30 @@ class Plan:
         taken = f"slots for {self.setting.slots} experts take {format_size(self.slot_bytes)} of it"
         return oom_as_input_error(self.device, f"{taken}; lower {room}, or give a shorter prompt")
 
+    def encode(
+        self,
+        prompt: str | Sequence[int] | None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids of `prompt` (text, or ids), or of `messages` in the model's chat template.
+
+        Raises InputError for both or neither, and where there is no tokenizer for text.
+        """
+        if (prompt is None) == (messages is None):
+            raise InputError("prompt: expected one, or messages")
+        if messages is not None:
+            return encode_messages(self.tokenizer, messages, template_arguments)
+        if not isinstance(prompt, str):
+            return list(map(int, prompt or ()))
+        if self.tokenizer is None:
+            raise InputError(f"{self.blueprint.checkpoint.folder}: expected a tokenizer for a prompt that is text")
+        return list(self.tokenizer(prompt)["input_ids"])
+
     def check_request(self, prompt: Sequence[int], new_tokens: int) -> None:
         """InputError for a prompt that is empty or has unknown tokens, and for more tokens than there is room for."""
+        if new_tokens < 1:
+            raise InputError(f"max_new_tokens: expected at least 1, got {new_tokens}")
         if not prompt:
             raise InputError("prompt: expected at least one token")
         vocabulary: int = self.blueprint.shell.config.get_text_config().vocab_size
@@ -126,9 +150,10 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     check_kernel(options.kernel, layers, blueprint.layout, device, str(model))
     tokenizer = find_tokenizer(model)
     draft, stateful = _usable(draft, blueprint)
+    ngram = options.ngram and not lasting_layers(blueprint.shell)
     shell = None if draft is None else read_shell(draft, dtype)
     for name, length in (("gamma", options.gamma), ("gamma_max", options.gamma_max)):
-        if shell is None and length and not stateful:
+        if shell is None and length and not (stateful or options.ngram):
             raise InputError(f"{name}: expected a draft model to draft {length} tokens with, got none")
     notes: tuple[str, ...] = ()
     if draft is not None:
@@ -136,6 +161,8 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         notes = _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
         _check_rollback(shell, draft)
     shape = None if draft is None else describe_draft(shell, model_name(draft))
+    if ngram:
+        shape = DraftShape(NGRAM, 0, 0, 0)
     layer_map, why = _match(layers, blueprint.shell, shell, options)
     recipe, fallback = _choose(options, layers, layer_map, why)
     context, beyond = _context(options, model, blueprint.shell)
@@ -145,8 +172,8 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         RunOptions(
             hardware=hardware,
             bits=bits_of(dtype),
-            gamma=0 if shell is None else options.gamma,
-            gamma_max=None if shell is None else options.gamma_max,
+            gamma=0 if shape is None else options.gamma,
+            gamma_max=None if shape is None else options.gamma_max,
             cpu_experts=options.cpu_experts,
             **_room(options, device),
         ),
@@ -169,6 +196,7 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
         sampling=Sampling.of_checkpoint(read_generation_config(model), str(model / "generation_config.json")),
         recipe=recipe,
         fallback=fallback,
+        ngram=ngram,
         notes=(*notes, *filter(None, (stateful, beyond))),
         setting=setting,
         config=config,

@@ -37,6 +37,7 @@ def _imported(command: str, module: str, function: str) -> Command:
 COMMANDS: Final[Commands] = MappingProxyType(
     {
         "run": _imported("run", "engine.cli.run", "run"),
+        "chat": _imported("chat", "engine.cli.chat", "chat"),
         "record": _imported("record", "engine.cli.record", "record"),
         "profile": _imported("profile", "engine.cli.profile", "profile"),
         "measure": _imported("measure", "engine.cli.measure", "measure"),

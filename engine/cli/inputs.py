@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +13,12 @@ from engine.checkpoints.model_pair import check_folders
 from engine.cli.prompts import Chat, Prompt, encode_prompts
 from engine.cli.sampling import chat_template_arguments, chosen_sampling
 from engine.decoding.positions import trained_positions
-from engine.options import Options
+from engine.options import NGRAM, NO_DRAFT, Options
 from engine.plan import Plan, TooLong, make_plan
+from spmoe.cli import fields_given
 from spmoe.errors import InputError
 from spmoe.files import atomic_write
 from spmoe.trace.compression import zstandard_for
-
-_FIELDS = frozenset(field.name for field in fields(Options))
 
 
 class Models(NamedTuple):
@@ -34,15 +32,21 @@ def find_models(options: argparse.Namespace) -> Models:
     """The models that the command line names, or the bundled pair, checked; InputError where they are not as they
     should be."""
     if options.model is not None:
-        models = Models(
-            find_checkpoint(options.model), None if options.draft is None else find_checkpoint(options.draft)
-        )
+        modelless = options.draft in (None, NGRAM, NO_DRAFT)
+        models = Models(find_checkpoint(options.model), None if modelless else find_checkpoint(options.draft))
+    elif options.draft in (NGRAM, NO_DRAFT):
+        models = Models(bundled_pair().target, None)
     elif options.draft is not None:
         raise InputError("--draft: expected --model too")
     else:
         models = Models(*bundled_pair())
     check_folders(*models)
     return models
+
+
+def engine_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Options` that the command line says."""
+    return {**fields_given(options, Options), "ngram": options.draft == NGRAM}
 
 
 def encode_and_plan(
@@ -59,7 +63,7 @@ def encode_and_plan(
     encoded = encode_prompts(models.target, prompts, chat)
     new = options.max_new_tokens
     longest = max(range(len(encoded)), key=lambda number: len(encoded[number]))
-    given = {**{name: each for name, each in vars(options).items() if name in _FIELDS}, **chosen}
+    given = {**engine_options(options), **chosen}
     try:
         if options.context is None:
             given["context"] = len(encoded[longest]) + new

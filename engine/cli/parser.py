@@ -11,6 +11,7 @@ from spmoe.machine.hardware import hardware_names
 from spmoe.run.options import DEFAULT_HARDWARE, GAMMA, GAMMA_MAX
 
 NEW_TOKENS = 128
+CHAT_TOKENS = 1024
 TURNS = 3
 REPEATS = 3
 
@@ -22,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     top = program_parser("engine", "Run Mixture-of-Experts models whose experts live in host memory.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="generate text, and say what it took"))
+    _add_chat(commands.add_parser("chat", help="talk to a model in the terminal"))
     _add_record(commands.add_parser("record", help="record a routing trace from many prompts"))
     _add_profile(commands.add_parser("profile", help="measure this machine, for the simulator"))
     _add_measure(commands.add_parser("measure", help="time policies on a trace, whose routing is forced"))
@@ -39,7 +41,30 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         "--against-plain", action="store_true", help="then generate with plain transformers, too, and compare"
     )
 
-    policy = run.add_argument_group("policy")
+    _add_policy(run)
+    out = run.add_argument_group("output")
+    out.add_argument("--stats", metavar="FILE", help="write the results as JSON; - for standard output")
+    out.add_argument("--log", metavar="FILE", type=file, help="write the decision log")
+    out.add_argument("--timeline", metavar="FILE", type=file, help="write a Chrome trace; ui.perfetto.dev opens it")
+    out.add_argument("--record", metavar="FILE", type=file, help="write the run as a trace (.jsonl, .gz, .zst)")
+
+
+def _add_chat(chat: argparse.ArgumentParser) -> None:
+    _add_models(chat)
+    text = chat.add_argument_group("text")
+    text.add_argument("--system", metavar="TEXT", help="what the model is told before")
+    text.add_argument(
+        "--chat-template-arg", nargs="+", metavar="NAME=VALUE", help="for the chat template: enable_thinking=false"
+    )
+    text.add_argument("--max-new-tokens", type=_count, default=CHAT_TOKENS, metavar="N", help=f"default {CHAT_TOKENS}")
+    text.add_argument("--stop", nargs="+", metavar="TEXT", help="end an answer where one of these comes")
+    _add_sampling(chat)
+    _add_policy(chat)
+
+
+def _add_policy(command: argparse.ArgumentParser) -> None:
+    """What decides, and on what machine."""
+    policy = command.add_argument_group("policy")
     policy.add_argument(
         "--policy",
         default=DEFAULT_POLICY,
@@ -53,7 +78,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         "--earlier", type=file, metavar="TRACE", help="an earlier run, for policies that learn from one"
     )
 
-    machine = _add_machine(run, "CPU: 0.5")
+    machine = _add_machine(command, "CPU: 0.5")
     machine.add_argument("--kernel", choices=KERNELS, default="plain", help="what computes experts (default plain)")
     machine.add_argument("--link-gbps", type=float, metavar="G", help="on the CPU: slow copies to G * 10^9 bytes/s")
     machine.add_argument(
@@ -64,12 +89,6 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     )
     _add_cpu_experts(machine)
     machine.add_argument("--virtual-time", metavar="PROFILE", help="real tensors, the times of that machine's model")
-
-    out = run.add_argument_group("output")
-    out.add_argument("--stats", metavar="FILE", help="write the results as JSON; - for standard output")
-    out.add_argument("--log", metavar="FILE", type=file, help="write the decision log")
-    out.add_argument("--timeline", metavar="FILE", type=file, help="write a Chrome trace; ui.perfetto.dev opens it")
-    out.add_argument("--record", metavar="FILE", type=file, help="write the run as a trace (.jsonl, .gz, .zst)")
 
 
 def _add_record(record: argparse.ArgumentParser) -> None:
@@ -137,9 +156,15 @@ def _add_blank(command: argparse.ArgumentParser) -> None:
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", metavar="PATH", help="a checkpoint folder (default: the bundled pair)")
     command.add_argument(
-        "--draft", metavar="PATH", help="a draft model's folder (with --model, default: no speculation)"
+        "--model",
+        metavar="PATH|ORG/NAME",
+        help="a checkpoint folder, or a repository in the hub's local cache (default: the bundled pair)",
+    )
+    command.add_argument(
+        "--draft",
+        metavar="PATH|ORG/NAME|ngram|none",
+        help="a draft model; ngram: without one, from what came before (with --model, default: none)",
     )
 
 
@@ -159,7 +184,7 @@ def _add_text(command: argparse.ArgumentParser) -> _Group:
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
     chosen = command.add_argument_group("sampling (default: what the model's generation_config.json says, else greedy)")
-    chosen.add_argument("--greedy", action="store_true", help="the likeliest token, whatever the model says")
+    chosen.add_argument("--greedy", action="store_true", help="the likeliest token; nothing holds that the model says")
     chosen.add_argument("--temperature", type=_temperature, metavar="T", help="0 is greedy")
     chosen.add_argument("--top-k", type=int, metavar="N", help="from the N likeliest; 0: all")
     chosen.add_argument("--top-p", type=float, metavar="P", help="from the fewest that have probability P together")

@@ -30,6 +30,10 @@ class Decoder:
         self._popularity = popularity
         self._touched = touched
         self._recorder = recorder
+        self.prompt_tokens = 0
+        """Of all requests so far."""
+        self.kept_tokens = 0
+        """Of those the ones that were in the context already."""
 
     def run(self, request: Request) -> Generator[list[int], None, None]:
         """The tokens put out, as they come: behind the prompt, then those of each round.
@@ -50,9 +54,11 @@ class Decoder:
     @torch.inference_mode()
     def _begin(self, request: Request) -> list[int]:
         """Reads the prompt, if there is one; returns the token put out."""
-        self._target.begin()
+        self._target.begin(request.prompt if request.keeps_context else ())
         if self._drafter is not None:
             self._drafter.begin(request)
+        self.prompt_tokens += len(request.prompt)
+        self.kept_tokens += self._target.context
         if request.skipped:
             self._target.skim(request.skipped)
         self._driver.begin(request.number, self._popularity(request.number))
@@ -68,9 +74,11 @@ class Decoder:
     def _round(self, request: Request, limits: RoundLimits) -> list[int]:
         """Drafts and verifies; returns the tokens put out."""
         position = request.position
-        known = 0 if self._drafter is None else len(self._drafter.proposals)
+        drafted, known = limits.drafted, 0
+        if self._drafter is not None:
+            drafted, known = self._drafter.most(drafted), len(self._drafter.proposals)
         with RoundPass(self._target, self._drafter, request) as this:
-            self._driver.step(this, limits.drafted, known, limits.reach)
+            self._driver.step(this, drafted, known, limits.reach)
             new = this.end()
         if self._recorder is not None:
             self._recorder.step(position, this.tokens, this.acceptance.accepted, this.acceptance.agreed, this.kept)
@@ -79,4 +87,4 @@ class Decoder:
     @torch.inference_mode()
     def _end(self, request: Request) -> None:
         if self._recorder is not None:
-            self._recorder.end(request.tokens, None if self._drafter is None else self._drafter.model.review)
+            self._recorder.end(request.tokens, None if self._drafter is None else self._drafter.review)

@@ -26,6 +26,10 @@ Poll = Callable[[], None]
 """Called at every layer of a pass: a good moment to look at what has arrived."""
 
 
+Review = Callable[[Sequence[int]], list[tuple[int, int, tuple[Forecast, ...] | None]]]
+"""`DraftModel.review`."""
+
+
 class DraftModel:
     """A model, as a rule a dense one, beside the target on the same device.
 
@@ -62,9 +66,12 @@ class DraftModel:
             matching = [layer for layer, own in matched if own == number]
             self._hooks.append(norm.register_forward_pre_hook(partial(self._layer_reached, matching)))
 
-    def begin(self) -> None:
-        """A new request: nothing is in the context."""
-        self._run.begin()
+    def begin(self, kept: Sequence[int] = ()) -> None:
+        """A new request: nothing is in the context but what it has in common with `kept`."""
+        if kept:
+            self._run.keep(kept)
+        else:
+            self._run.begin()
 
     @property
     def running(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.decoding.draft_model import DraftModel, Poll
+from engine.decoding.draft_model import DraftModel, Poll, Review
 from engine.decoding.recorder import Recorder
 from engine.decoding.request import Request
 from engine.decoding.sampler import Proposal
@@ -27,11 +27,24 @@ class Drafter:
         """What the draft proposed behind the request's tokens, in the window and past it."""
 
     def begin(self, request: Request) -> None:
-        """A new request: nothing is in the context."""
+        """A new request: nothing is in the context, unless it keeps what it has in common with the one before."""
         self._request = request
         self._unread.request_begun()
-        self.model.begin()
+        self.model.begin(request.prompt if request.keeps_context else ())
         self.proposals = []
+
+    @property
+    def review(self) -> Review:
+        """As `DraftModel.review`."""
+        return self.model.review
+
+    def most(self, limit: int) -> int:
+        """How many tokens it can propose in the next round, at most `limit`: always so many."""
+        return limit
+
+    def cancel(self) -> None:
+        """Drops the pass under way, if any."""
+        self.model.cancel()
 
     def begin_round(self, position: int) -> None:
         """A round begins whose pending token is at `position`; what is proposed already stands behind it."""

@@ -42,6 +42,7 @@ class ForcedRequest:
         self.sampler = Sampler(Sampling(), vocabulary)
         # The last of them is the pending token, which the first round reads.
         self.tokens = self._draw(lines.position + 1)
+        self.keeps_context = False
         self.prompt: Sequence[int] = ()
         self.skipped: Sequence[int] = ()
         if lines.prefill is None:

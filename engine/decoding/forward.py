@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 
-from engine.decoding.kv_cache import crop, new_cache, record_past
+from engine.decoding.kv_cache import can_crop, crop, new_cache, record_past
 
 
 class Forward:
@@ -67,6 +68,18 @@ class Forward:
         self._cache, self._context = output[self._cache_name], context
         logits: torch.Tensor = output.logits[0, -keep:]
         return logits
+
+    def keep(self, tokens: Sequence[int]) -> None:
+        """A new request that begins with `tokens`: what it has in common with the context stays there, but for its
+        last token, or nothing where the rest cannot be taken out of the cache."""
+        pairs = zip(self._context, tokens[:-1], strict=False)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        removed = len(self._context) - common
+        if self._cache is None or (removed and not can_crop(self._cache, removed)):
+            self.begin()
+        elif removed:
+            del self._context[common:]
+            crop(self._cache, common)
 
     def forget(self, length: int) -> None:
         """Keeps the first `length` tokens of the context at most, and nothing of a pass that did not end."""

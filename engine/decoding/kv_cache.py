@@ -50,3 +50,17 @@ def crop(cache: DynamicCache, length: int) -> None:
         # A layer that shares another one's keys and values has none of its own.
         if layer.is_initialized and hasattr(layer, "get_seq_length"):
             layer.crop(min(0, length - layer.get_seq_length()))
+
+
+def can_crop(cache: DynamicCache, removed: int) -> bool:
+    """Whether the last `removed` tokens can be taken out of the cache as it is now."""
+    layers: list[Any] = cache.layers
+    return all(layer.is_croppable and _reaches_back(layer, removed) for layer in layers)
+
+
+def _reaches_back(layer: Any, removed: int) -> bool:
+    """Whether a sliding window still has what comes back into it when `removed` tokens leave at its other end."""
+    if not (layer.is_initialized and isinstance(layer, DynamicSlidingWindowLayer)) or layer.keys is None:
+        return True
+    left = layer.get_seq_length() - removed
+    return bool(layer.keys.shape[-2] - removed >= min(left, layer.sliding_window - 1))

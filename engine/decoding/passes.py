@@ -8,6 +8,7 @@ from typing import Self
 from engine.decoding.draft_model import Poll
 from engine.decoding.drafter import Drafter
 from engine.decoding.layer_experts import LayerExperts
+from engine.decoding.ngram_drafter import NgramDrafter
 from engine.decoding.request import Acceptance, Request
 from engine.decoding.target_model import TargetModel
 from spmoe.drive.step import Routed
@@ -20,7 +21,8 @@ class PromptPass:
     def __init__(self, target: TargetModel, request: Request) -> None:
         self._target = target
         self._request = request
-        self.tokens = self.context = len(request.prompt)
+        self.tokens = len(request.prompt) - target.context
+        self.context = len(request.prompt)
         self.verified = 1
         self.new: list[int] = []
         """The token that follows, if the request puts it out."""
@@ -46,7 +48,7 @@ class PromptPass:
 class RoundPass:
     """Drafting, and verifying what was drafted.  Use it in a `with` block, as `PromptPass`."""
 
-    def __init__(self, target: TargetModel, drafter: Drafter | None, request: Request) -> None:
+    def __init__(self, target: TargetModel, drafter: Drafter | NgramDrafter | None, request: Request) -> None:
         """`drafter` is None where nothing is drafted."""
         self._target = target
         self._drafter = drafter
@@ -65,7 +67,7 @@ class RoundPass:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._target.cancel()
         if self._drafter is not None:
-            self._drafter.model.cancel()
+            self._drafter.cancel()
 
     @property
     def tokens(self) -> int:

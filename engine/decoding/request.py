@@ -87,6 +87,8 @@ class Request(Protocol):
     """All so far; behind the prompt's pass the last one is pending: no pass has read it."""
     prompt: Sequence[int]
     """Read with experts before the first round, if there is one."""
+    keeps_context: bool
+    """Whether what the models have read of the request before stays in their contexts, as far as it begins alike."""
     skipped: Sequence[int]
     """In the context all the same, but read without experts: for requests of which a trace has only the end."""
 

@@ -39,6 +39,11 @@ class LengthDependentRope:
                     self._grows.append(int(module.original_max_seq_len))
                     self._dynamic.append((module, "" if layer_type is None else f"{layer_type}_"))
 
+    @property
+    def varies(self) -> bool:
+        """Whether it depends on the length at all."""
+        return bool(self._switches or self._grows)
+
     def reset(self) -> None:
         """A new request: what a longer one before it has left behind does not count."""
         for module, prefix in self._dynamic:

@@ -12,6 +12,7 @@ from engine.decoding.request import Acceptance, DraftLengths, RoundLimits, Route
 from engine.decoding.sampler import Proposal, Sampler
 from engine.decoding.to_host import fixed_point
 from engine.decoding.warper import History
+from spmoe.errors import InputError
 from spmoe.state.events import Forecast
 
 
@@ -28,13 +29,17 @@ class SampledRequest:
         lengths: DraftLengths,
         room: DraftRoom,
         logprobs: int | None = None,
+        keeps_context: bool = False,
     ) -> None:
         """At most `budget` >= 1 tokens are put out; the first of `ends` is the last.  Rounds draft as
         many tokens as there is `room` for.  With `logprobs`, those of tokens put out and of so many likeliest ones are
         kept."""
+        if logprobs is not None and logprobs < 0:
+            raise InputError(f"logprobs: expected a number of tokens, got {logprobs}")
         self.number = number
         self.prompt: Sequence[int] = tuple(prompt)
         self.skipped: Sequence[int] = ()
+        self.keeps_context = keeps_context
         self.tokens = list(prompt)
         self.sampler = sampler
         self._length = len(prompt) + budget

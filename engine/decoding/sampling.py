@@ -89,18 +89,16 @@ class Sampling:
             raise InputError(f"{source}: {error}") from None
 
     def override(self, *, greedy: bool = False, **given: Any) -> Self:
-        """With the options `given`, as far as they are not None; those that only draws need count no more where the
-        temperature is 0, or `greedy` asks for it.
+        """With the options `given`, as far as they are not None; with `greedy` nothing else holds but those.
 
         Raises InputError for a value out of range, an unknown option, and a temperature beside `greedy`.
         """
         if unknown := given.keys() - _CHECKS.keys():
             raise InputError(f"field {min(unknown)}: unknown; expected one of {', '.join(_CHECKS)}")
-        named = {name: value for name, value in given.items() if value is not None}
+        named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if greedy and named.get("temperature"):
             raise InputError(f"field temperature: expected none beside greedy, got {named['temperature']!r}")
-        changes: dict[str, Any] = {**({"temperature": 0.0} if greedy else {}), **named}
-        return replace(self, **changes)
+        return replace(type(self)() if greedy else self, **named)
 
     @property
     def greedy(self) -> bool:

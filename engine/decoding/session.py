@@ -11,6 +11,7 @@ import torch
 from engine.decoding.draft_model import DraftModel
 from engine.decoding.draft_room import DraftRoom
 from engine.decoding.drafter import Drafter
+from engine.decoding.ngram_drafter import NgramDrafter
 from engine.decoding.positions import trained_positions
 from engine.decoding.recorder import Recorder
 from engine.decoding.request import DraftLengths
@@ -59,11 +60,13 @@ class Session(Closing):
         imitated: CostModel | None = None,
         observers: tuple[Observer, ...] = (),
         recorder: Recorder | None = None,
+        ngram: bool = False,
     ) -> None:
         """`future` as in `Scheduler`, `kernel` as in `Options` and checked, `layer_map` as in `DraftModel`, `gbps` and
         `latency_ns` as in `Link`.
 
-        With `imitated` completions come at the times of that cost model, else when they come.
+        With `ngram` tokens are drafted without a model.  With `imitated` completions come at the times of that cost
+        model, else when they come.
         """
         self.scheduler = Scheduler(config, future)
         device: torch.device = slots.device
@@ -90,14 +93,18 @@ class Session(Closing):
                 computation,
                 signals,
                 recorder,
-                rolls_back=weights.draft is not None,
+                rolls_back=weights.draft is not None or ngram,
             )
             stack.callback(self.target.release)
-            self.drafter: Drafter | None = None
+            self.drafter: Drafter | NgramDrafter | None = None
             """None where nothing is drafted."""
             self.lengths = DraftLengths()
             """How far a draft may go."""
             positions: int | None = None
+            if ngram:
+                self.drafter = NgramDrafter(recorder)
+                self.lengths = DraftLengths.of(self.scheduler.recipe.speculation, config.gamma, config.chooses)
+                self.lengths = self.lengths._replace(past=0)
             if weights.draft is not None:
                 positions = trained_positions(weights.draft.config)
                 predicted = self.scheduler.predictor.predicted_layers

@@ -71,10 +71,21 @@ class TargetModel:
                 if layer.norm is not None:
                     self._hooks.append(layer.norm.register_forward_pre_hook(self._keep_residual))
 
-    def begin(self) -> None:
-        """A new request: nothing is in the context."""
-        self._run.begin()
+    def begin(self, kept: Sequence[int] = ()) -> None:
+        """A new request: nothing is in the context but what it has in common with `kept`.
+
+        That, too, is read anew where its rotary embeddings may be other ones in a longer request.
+        """
+        if kept and not self._rope.varies:
+            self._run.keep(kept)
+        else:
+            self._run.begin()
         self._rope.reset()
+
+    @property
+    def context(self) -> int:
+        """How many tokens are in the context."""
+        return self._run.length
 
     def skim(self, tokens: Sequence[int]) -> None:
         """Puts `tokens` into the context without experts, unknown to the driver: for a trace whose requests begin
@@ -82,8 +93,8 @@ class TargetModel:
         self._run(tokens, 1)
 
     def start_prompt(self, request: Request) -> None:
-        """Begins a pass over a request's prompt."""
-        self._start(request, request.prompt, 1, prefill=True)
+        """Begins a pass over what is not in the context yet of a request's prompt."""
+        self._start(request, request.prompt[self._run.length :], 1, prefill=True)
 
     def start_window(self, tokens: Sequence[int], request: Request) -> None:
         """Begins a pass that goes on with `tokens`."""

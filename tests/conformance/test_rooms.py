@@ -45,7 +45,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "engine.moe",
         "engine.checkpoints engine.execution",
         "engine.decoding engine.earlier_run",
-        "engine.plan",
+        "engine.plan engine.generation",
         "engine.engine",
         "engine",
         "engine.profiling",

@@ -198,7 +198,7 @@ def test_an_interrupt_in_the_middle_of_a_pass_leaves_nothing_running(
 
 
 def test_a_failure_while_setting_up_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
-    def fails(*_arguments: Any) -> None:
+    def fails(*_arguments: Any, **_options: Any) -> None:
         raise MemoryError("no room")
 
     monkeypatch.setattr("engine.decoding.session.TargetModel", fails)

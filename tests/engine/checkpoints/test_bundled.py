@@ -48,7 +48,7 @@ def test_draft_and_target_fit() -> None:
 
 
 def test_there_is_room_for_what_runs_by_default() -> None:
-    (prompt,) = encode_prompts(bundled_pair().target, number_prompts([EXAMPLE]), False)
+    (prompt,) = encode_prompts(bundled_pair().target, number_prompts([EXAMPLE]), None)
     assert 1 < len(prompt) <= 128
 
 

@@ -22,7 +22,8 @@ from engine.checkpoints.bundled import ABOUT, EXAMPLE, bundled_pair
 from engine.checkpoints.tokenizer_files import load_tokenizer
 from engine.cli.parser import parser
 from engine.cli.run import _print
-from engine.engine import Engine, Piece
+from engine.engine import Engine
+from engine.generation import Piece
 from spmoe.cli import printable
 from spmoe.policy.registry import RECIPES
 from spmoe.trace.reader import TraceFile
@@ -30,7 +31,20 @@ from tests.paths import DOCS, ROOT
 
 Out = pytest.CaptureFixture[str]
 
-LABELS = ["policy", "model", "cache", "times", "output", "rounds", "TTFT", "TPOT", "experts", "moved", "decode"]
+LABELS = [
+    "policy",
+    "model",
+    "cache",
+    "times",
+    "tokens",
+    "output",
+    "rounds",
+    "TTFT",
+    "TPOT",
+    "experts",
+    "moved",
+    "decode",
+]
 """Of the summary's lines."""
 
 

@@ -79,7 +79,7 @@ def test_it_writes_what_a_run_under_any_policy_would(
     recorded, ran = TraceFile(out), TraceFile(other)
     assert list(recorded) == list(ran)
     ours, theirs = recorded.header, ran.header
-    assert ours.source.how == "engine record, gamma 3, temperature 0, 4 prompts of prompts.txt"
+    assert ours.source.how == "engine record, gamma 3, greedy, 4 prompts of prompts.txt"
     assert theirs.source.how == "engine run under spmoe.foresight, gamma 3"
     assert (ours.tokens, ours.model, ours.draft, ours.context) == (36, theirs.model, theirs.draft, theirs.context)
     assert ours.forecasts == theirs.forecasts and ours.context == len(TEXTS[0]) + 1 + 10

@@ -15,6 +15,7 @@ from benchmarks.engine.random_pair import write_random_pair
 from engine.__main__ import main
 from engine.cli import reference as plain
 from engine.cli.reference import Comparison, Difference, Request, check_comparable, compare
+from engine.decoding.sampling import Sampling
 from engine.engine import Engine
 from engine.options import Options
 from engine.plan import Plan, make_plan
@@ -135,7 +136,7 @@ def test_what_else_a_checkpoint_asks_for_is_ignored_as_in_the_engine(tmp_path: P
     (target / "generation_config.json").write_text(json.dumps({**wishes, "eos_token_id": [108, 110], "max_length": 5}))
     words = ["run", "--model", str(target), "--draft", str(draft), "--prompt", "Hello", "--dtype", "float64"]
     for more, count in (["--max-new-tokens", "30"], None), (["--max-new-tokens", "9", "--ignore-eos"], 9):
-        assert main([*words, *more, "--against-plain"]) == 0
+        assert main([*words, *more, "--greedy", "--against-plain"]) == 0
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith("plain   the same ") and (count is None or f" {count} tokens" in said)
 
@@ -166,11 +167,11 @@ def test_a_run_that_differs_ends_with_one_line_and_no_files(
 
 
 def test_what_has_no_equal(pair: tuple[Path, Path], plan: Plan) -> None:
-    check_comparable(plan, 0.0)
+    check_comparable(plan, Sampling(seed=3))
     with pytest.raises(InputError, match=r"--against-plain: expected greedy decoding, got temperature 0\.5"):
-        check_comparable(plan, 0.5)
+        check_comparable(plan, Sampling(temperature=0.5))
     with pytest.raises(InputError, match=r"--against-plain: expected a lossless policy, got adapmoe\.gated"):
-        check_comparable(plan_of(pair, policy="adapmoe.gated", lossy=True), 0.0)
+        check_comparable(plan_of(pair, policy="adapmoe.gated", lossy=True), Sampling())
 
 
 def test_no_room_for_the_whole_model(plan: Plan, right: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:

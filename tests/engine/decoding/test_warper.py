@@ -140,6 +140,7 @@ def test_what_a_request_says_overrides_it() -> None:
     assert checkpoint.override(temperature=0).greedy and checkpoint.override(greedy=True).greedy
     assert Sampling().override(temperature=0.5).explain() == "temperature 0.5"
     assert checkpoint.override(greedy=True).explain() == "greedy"
+    assert Sampling(repetition_penalty=2.0).override(greedy=True) == Sampling()
     assert checkpoint.override(greedy=True, repetition_penalty=1.1).explain() == "greedy, repetition_penalty 1.1"
     with pytest.raises(InputError, match=r"^field temperature: expected none beside greedy, got 0\.5$"):
         checkpoint.override(greedy=True, temperature=0.5)
