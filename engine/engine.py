@@ -23,15 +23,12 @@ from engine.memory.integrity import check_weights
 from engine.memory.slot_buffer import SlotBuffer
 from engine.options import NGRAM, NO_DRAFT, Options
 from engine.plan import Plan, make_plan
+from engine.run_statistics import RunStatistics
 from spmoe.drive.dispatcher import Observer
 from spmoe.errors import InputError
-from spmoe.results.lengths import LengthFold
-from spmoe.results.metrics import Metrics
-from spmoe.results.metrics_fold import MetricsFold
-from spmoe.results.transfers import TransferFold, Transfers
 
 
-class Engine(Closing):
+class Engine(RunStatistics, Closing):
     """A Mixture-of-Experts model whose experts travel, and the draft model that speculates for it.
 
     Use it in a `with` block, or `close` it: threads and memory are its own.  One request at a time, batch 1.
@@ -62,23 +59,20 @@ class Engine(Closing):
     def from_pretrained(
         cls, model: str | Path, draft: str | Path | None = None, *, record: bool = False, **options: Any
     ) -> Self:
-        """Loads the checkpoints `model` and `draft`: folders, or repositories in the hub's local cache.
-
-        `draft` may also be "ngram", which drafts what came before in the text, without a model, or None or "none".
+        """Loads the checkpoints `model` and `draft`: folders, or repositories in the hub's local cache.  `draft` may also
+        be "ngram", which drafts what came before in the text, without a model, or None or "none".
 
         `policy` names a recipe (`python -m sim policies` lists them).  `vram` (a size, or bytes), `cache` (share of all
         experts) or `slots` (experts) says how much room experts have on the device.  `gamma` is how many tokens a round
         drafts; without it, policies that choose that draft up to `gamma_max` (default 16), the others 4.  `cutoff` is
         for how many leading layers SP-MoE prefetches, `context` the longest request, in tokens, that room is reckoned
-        for.  `device` is "cuda" or "cpu", `dtype` "float32", "bfloat16", "float16" or "float64".
-        `kernel` is "plain", or "triton" for kernels of our own in place of torch's operations.
-        `hardware` is the profile whose figures the policy reckons with.  On the CPU `link_gbps` slows copies down to a
-        link of so many 10^9 bytes per second.  `virtual_time` names a profile: the run then decides as a simulation of
-        that machine would.  `layer_map`: for each MoE layer the draft layer that matches it, where the two models
-        differ in depth.  `earlier` is a trace of an earlier run, for policies that learn from one.
-        `cpu_experts=False` keeps the CPU from computing experts.  `lossy` allows policies that change the model's
-        output.  `host_memory` is how many bytes of host memory may be taken (None: what is available).  With `record`,
-        notes are taken for `recorder`.
+        for.  `device` is "cuda" or "cpu", `dtype` "float32", "bfloat16", "float16" or "float64", `kernel` "plain", or
+        "triton" for kernels of our own.  `hardware` is the profile whose figures the policy reckons with.  On the CPU
+        `link_gbps` slows copies down to so many 10^9 bytes per second.  `virtual_time` names a profile: the run decides
+        as a simulation of that machine would.  `layer_map`: for each MoE layer the draft layer that matches it, where
+        the models differ in depth.  `earlier` is a trace of an earlier run, for policies that learn from one.
+        `cpu_experts=False` keeps the CPU from computing experts, `lossy` allows policies that change the output, and
+        `host_memory` limits the bytes taken of the host's.  With `record`, notes are taken for `recorder`.
 
         Raises InputError, one line, for whatever is wrong with folders or options.
         """
@@ -152,21 +146,9 @@ class Engine(Closing):
         self._require_open()
         self._driver.finish()
 
-    def metrics(self) -> Metrics:
-        """What all requests so far came to."""
-        return self._metrics.result()
-
-    def transfers(self) -> Transfers:
-        """What the link has moved so far, and what became of drafted tokens."""
-        return self._transfers.result()
-
     def kept_tokens(self) -> tuple[int, int]:
         """How many tokens of prompts so far were not read again, and how many there were."""
         return self._decoder.kept_tokens, self._decoder.prompt_tokens
-
-    def lengths(self) -> tuple[int, ...]:
-        """How many tokens each round so far has drafted to be verified."""
-        return self._lengths.result()
 
     def check_weights(self) -> None:
         """Compares every expert in a slot with the host store, and the store with what was loaded.
@@ -200,9 +182,6 @@ class Engine(Closing):
     def _connect(self, stack: ExitStack, observers: tuple[Observer, ...]) -> None:
         """The session, with the models in it."""
         plan, setting, options = self.plan, self.plan.setting, self.plan.options
-        self._metrics = MetricsFold(plan.config.experts)
-        self._transfers = TransferFold(setting.budget.expert)
-        self._lengths = LengthFold()
         self._session = stack.enter_context(
             Session(
                 Weights(self._model, self._draft_model, self._store),
@@ -214,7 +193,7 @@ class Engine(Closing):
                 gbps=options.link_gbps,
                 latency_ns=0 if options.link_gbps is None else setting.hardware.link.latency_ns,
                 imitated=None if options.virtual_time is None else setting.cost,
-                observers=(self._metrics.observe, self._transfers.observe, self._lengths.observe, *observers),
+                observers=(*self._watch(plan.config.experts, setting.budget.expert), *observers),
                 recorder=self.recorder,
                 ngram=plan.ngram,
             )

@@ -45,7 +45,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "engine.moe",
         "engine.checkpoints engine.execution",
         "engine.decoding engine.earlier_run",
-        "engine.plan engine.generation",
+        "engine.plan engine.generation engine.run_statistics",
         "engine.engine",
         "engine",
         "engine.profiling",
