@@ -59,8 +59,8 @@ class Engine(RunStatistics, Closing):
     def from_pretrained(
         cls, model: str | Path, draft: str | Path | None = None, *, record: bool = False, **options: Any
     ) -> Self:
-        """Loads the checkpoints `model` and `draft`: folders, or repositories in the hub's local cache.  `draft` may also
-        be "ngram", which drafts what came before in the text, without a model, or None or "none".
+        """Loads the checkpoints `model` and `draft`: folders, or repositories in the hub's local cache.  Without
+        one "ngram" drafts what came before in the text; None and "none" draft nothing.
 
         `policy` names a recipe (`python -m sim policies` lists them).  `vram` (a size, or bytes), `cache` (share of all
         experts) or `slots` (experts) says how much room experts have on the device.  `gamma` is how many tokens a round
@@ -107,12 +107,10 @@ class Engine(RunStatistics, Closing):
         Instead of a prompt there may be `messages` (mappings with a role and content), put into the model's chat
         template with `chat_template_args`.  Ends after `max_new_tokens` tokens, with a text of `stop`, which is not put
         out, or, unless `ignore_eos`, with one of the model's end-of-sequence tokens.  `sampling` are fields of
-        `Sampling` (temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
-        min_tokens, seed); those not given, or None, are as the checkpoint's generation_config.json says, else greedy,
-        as `greedy` asks for.  The same seed draws the same tokens again, unless the policy chooses draft lengths by
-        measured time.  With `logprobs` pieces have the log-probabilities of their tokens and of so many likeliest ones.
-        With `keep_context` what the prompt has in common with the request before is not read again, unless that
-        is recorded.
+        `Sampling`; those not given, or None, are as the checkpoint's generation_config.json says, else greedy, as
+        `greedy` asks for.  A seed draws the same tokens again, unless a policy chooses draft lengths by measured time.
+        `logprobs`: pieces have those of their tokens, and of so many likeliest ones.  With `keep_context` what a prompt
+        has in common with the request before is not read again, unless that is recorded.
 
         Raises InputError for a prompt or numbers out of range, `TransferFailed` where a copy failed twice, and
         RuntimeError where the engine is closed, busy with another request or broken by an earlier error.

@@ -15,7 +15,6 @@ from engine.checkpoints.checkpoint import model_name, read_checkpoint
 from engine.checkpoints.generation_fields import read_generation_config
 from engine.checkpoints.loader import Blueprint, read_blueprint, read_shell
 from engine.checkpoints.model_pair import (
-    check_tokenizers,
     describe_draft,
     describe_target,
     require_folder,
@@ -26,6 +25,7 @@ from engine.decoding.layer_map import match_layers
 from engine.decoding.positions import has_learned_positions, trained_positions
 from engine.decoding.sampling import Sampling
 from engine.device import bits_of, resolve_device, resolve_dtype
+from engine.draft_fit import check_rollback, check_vocabularies, usable_draft
 from engine.earlier_run import EarlierRun
 from engine.memory.host_store import require_memory
 from engine.memory.out_of_memory import oom_as_input_error
@@ -149,7 +149,7 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     layers = find_moe_layers(blueprint.shell)
     check_kernel(options.kernel, layers, blueprint.layout, device, str(model))
     tokenizer = find_tokenizer(model)
-    draft, stateful = _usable(draft, blueprint)
+    draft, stateful = usable_draft(draft, blueprint)
     ngram = options.ngram and not lasting_layers(blueprint.shell)
     shell = None if draft is None else read_shell(draft, dtype)
     for name, length in (("gamma", options.gamma), ("gamma_max", options.gamma_max)):
@@ -158,8 +158,8 @@ def make_plan(model: Path, draft: Path | None, options: Options) -> Plan:
     notes: tuple[str, ...] = ()
     if draft is not None:
         read_checkpoint(draft)  # Its files are there and whole: better known now than when the target is loaded.
-        notes = _check_vocabularies(blueprint.shell, shell, tokenizer, draft)
-        _check_rollback(shell, draft)
+        notes = check_vocabularies(blueprint.shell, shell, tokenizer, draft)
+        check_rollback(shell, draft)
     shape = None if draft is None else describe_draft(shell, model_name(draft))
     if ngram:
         shape = DraftShape(NGRAM, 0, 0, 0)
@@ -269,33 +269,3 @@ def _choose(
     if instead is None:
         raise InputError(f"policy {asked.name}: needs forecasts that are not to be had: {reason}")
     return instead, f"{instead.name} stands in for {asked.name}: {reason}"
-
-
-def _usable(draft: Path | None, blueprint: Blueprint) -> tuple[Path | None, str]:
-    """The draft, unless its target could not take back a token that it rejects; then why it is left out."""
-    if draft is None or not (lasting := lasting_layers(blueprint.shell)):
-        return draft, ""
-    return None, (
-        f"{blueprint.checkpoint.folder}: what a rejected token leaves in layers of {type(blueprint.shell).__name__} "
-        f"({', '.join(lasting)}) cannot be taken out again, so it runs without speculation, and without the draft"
-    )
-
-
-def _check_rollback(draft: Any, folder: Path) -> None:
-    if lasting := lasting_layers(draft):
-        raise InputError(
-            f"{folder}: what a rejected token leaves in layers of {type(draft).__name__} ({', '.join(lasting)}) cannot "
-            "be taken out again; expected a draft with plain attention only"
-        )
-
-
-def _check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -> tuple[str, ...]:
-    theirs = find_tokenizer(folder)
-    if tokenizer is not None and theirs is not None:
-        return check_tokenizers(tokenizer, theirs, str(folder))
-    if (ours := target.config.get_text_config().vocab_size) != draft.config.get_text_config().vocab_size:
-        raise InputError(
-            f"{folder}: expected a vocabulary of {ours} tokens, as the target's, got "
-            f"{draft.config.get_text_config().vocab_size}"
-        )
-    return ()

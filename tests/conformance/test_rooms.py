@@ -45,6 +45,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "engine.moe",
         "engine.checkpoints engine.execution",
         "engine.decoding engine.earlier_run",
+        "engine.draft_fit",
         "engine.plan engine.generation engine.run_statistics",
         "engine.engine",
         "engine",
