@@ -32,7 +32,7 @@ def check_rollback(draft: Any, folder: Path) -> None:
 
 
 def check_vocabularies(target: Any, draft: Any, tokenizer: Any, folder: Path) -> tuple[str, ...]:
-    """InputError unless both models speak of the same tokens; returns what is to be said of those they call otherwise."""
+    """InputError unless both models speak of the same tokens; returns notes on those that they call otherwise."""
     theirs = find_tokenizer(folder)
     if tokenizer is not None and theirs is not None:
         return check_tokenizers(tokenizer, theirs, str(folder))
