@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from engine.checkpoints.refusing import quiet
 
@@ -83,9 +84,11 @@ def write_random_pair(folder: Path, shape: PairShape = PairShape()) -> tuple[Pat
 
 def byte_tokenizer() -> Any:
     """A tokenizer whose tokens are bytes of UTF-8; it begins every text with "<s>"."""
-    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(BYTES)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    vocabulary = {character: byte for byte, character in bytes_to_unicode().items()}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # Not byte fallback, behind which no byte is text before the run of bytes is over.
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))
     begin, end, pad = SPECIAL
     tokenizer.post_processor = processors.TemplateProcessing(f"{begin} $A", special_tokens=[(begin, BYTES)])

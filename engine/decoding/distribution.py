@@ -10,7 +10,7 @@ import torch
 class Distribution(NamedTuple):
     """`weights` (float64 [n], on the CPU) of the tokens `ids` (int64 [n], ascending; None: of all, in order).
 
-    Others have none.  Where something is drawn from them weights need not sum to 1.
+    Others have none.
     """
 
     ids: torch.Tensor | None
@@ -31,7 +31,7 @@ class Distribution(NamedTuple):
         return torch.where(self.ids[places] == ids, self.weights[places], 0.0)
 
     def surplus(self, other: Distribution) -> Distribution:
-        """max(self - other, 0), not normalised.
+        """max(self - other, 0), normalised.
 
         This one itself where that leaves nothing: the two then differ by rounding only.
         """
@@ -45,7 +45,7 @@ class Distribution(NamedTuple):
             shared = min(len(rest), len(other.weights))
             rest[:shared] -= other.weights[:shared]
         rest.clamp_(min=0)
-        return Distribution(self.ids, rest) if rest.any() else self
+        return Distribution(self.ids, rest / rest.sum()) if rest.any() else self
 
     def draw(self, number: float) -> int:
         """The token at `number`, at least 0 and below 1, of all weight."""

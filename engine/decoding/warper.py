@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence, Set
-from typing import NamedTuple
+from functools import cached_property
+from typing import Final
 
 import torch
 
@@ -15,18 +16,28 @@ from engine.decoding.distribution import Distribution
 from engine.decoding.sampling import Sampling
 
 
-class History(NamedTuple):
+class History:
     """The tokens before a place, of which the first `prompt` are the prompt's."""
 
-    tokens: Sequence[int]
-    prompt: int
+    def __init__(self, tokens: Sequence[int], prompt: int) -> None:
+        self.tokens = tokens
+        self.prompt = prompt
+
+    @cached_property
+    def ids(self) -> torch.Tensor:
+        """The tokens as a tensor (int64)."""
+        return torch.tensor(self.tokens, dtype=torch.int64)
 
     def then(self, tokens: Sequence[int]) -> History:
         """With `tokens` behind them."""
-        return History([*self.tokens, *tokens], self.prompt)
+        behind = History([*self.tokens, *tokens], self.prompt)
+        behind.ids = torch.cat((self.ids, torch.tensor(tokens, dtype=torch.int64)))  # A long text is read once.
+        return behind
 
 
-EMPTY = History((), 0)
+EMPTY: Final = History((), 0)
+NUCLEUS: Final = 1024
+"""So many of the likeliest tokens are looked at first: as a rule they have the probability asked for together."""
 
 
 class Warper:
@@ -49,12 +60,12 @@ class Warper:
         sampling, count = self._sampling, len(logits)
         row: torch.Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
         if sampling.repetition_penalty != 1:
-            seen = _ids(history.tokens, row)
-            scores = row[seen]
+            seen = history.ids[history.ids < count].to(row.device)
+            scores = row[seen]  # A token that came twice gets the same value twice.
             penalty = sampling.repetition_penalty
             row[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
         if sampling.presence_penalty or sampling.frequency_penalty:
-            output, times = torch.tensor(history.tokens[history.prompt :], dtype=torch.int64).unique(return_counts=True)
+            output, times = history.ids[history.prompt :].unique(return_counts=True)
             times = (sampling.presence_penalty + sampling.frequency_penalty * times.double())[output < count]
             row[output[output < count].to(row.device)] -= times.to(row)
         if len(history.tokens) - history.prompt < sampling.min_tokens:
@@ -74,10 +85,7 @@ class Warper:
         # The largest becomes 0 first: a tiny temperature must not divide to infinity.
         weights = ((wide - wide.max()) / sampling.temperature).softmax(-1)
         if sampling.top_p < 1:
-            ascending, order = weights.sort()
-            kept = ascending.cumsum(0) > 1 - sampling.top_p
-            kept[-1] = True
-            ids, weights = _only(ids, weights, order[kept].sort().values)
+            ids, weights = _only(ids, weights, _nucleus(weights, sampling.top_p))
         if sampling.min_p > 0:
             ids, weights = _only(ids, weights, (weights >= sampling.min_p * weights.max()).nonzero()[:, 0])
         return Distribution(ids, weights / weights.sum())
@@ -92,7 +100,10 @@ def _only(
     return places if ids is None else ids[places], weights[places]
 
 
-def _ids(tokens: Sequence[int], row: torch.Tensor) -> torch.Tensor:
-    """Those of `tokens` that `row` has logits for, each once, on its device."""
-    seen: torch.Tensor = torch.tensor(tokens, dtype=torch.int64).unique()
-    return seen[seen < len(row)].to(row.device)
+def _nucleus(weights: torch.Tensor, share: float) -> torch.Tensor:
+    """The places of the fewest largest `weights` that together have that share of all, ascending."""
+    most = weights.topk(min(NUCLEUS, len(weights)))
+    if float(most.values.sum()) <= share:
+        most = weights.topk(len(weights))
+    before = most.values.cumsum(0) - most.values
+    return most.indices[before < share].sort().values

@@ -267,7 +267,7 @@ def test_a_stopped_run_leaves_nothing_behind(
 
 
 def test_a_reader_that_goes_away_is_no_error(pair: list[str], tmp_path: Path) -> None:
-    # Long enough that the reader is gone by then; at the end, text that waits for a blank is put out at the latest.
+    # Long enough that the reader is gone by then.
     long = ("--prompt", "The quick brown fox", "--ignore-eos", "--max-new-tokens", "200")
     run = started(*pair, *long, "--log", str(tmp_path / "log"), folder=tmp_path)
     assert run.stdout is not None

@@ -212,7 +212,7 @@ def test_without_drafted_tokens_the_target_draws() -> None:
 def test_surplus_is_the_target_where_only_rounding_is_left() -> None:
     p = probs(0.5, 0.5)
     assert p.surplus(probs(0.5, math.nextafter(0.5, 1))).weights.tolist() == [0.5, 0.5]
-    assert p.surplus(probs(0.25, 0.75)).weights.tolist() == [0.25, 0]
+    assert p.surplus(probs(0.25, 0.75)).weights.tolist() == [1, 0]
     assert p.weights.tolist() == [0.5, 0.5]
 
 
